@@ -211,7 +211,8 @@ func (w *Writer) Seal(state, spare []byte) []byte {
 	start := len(w.buf)
 	w.buf = w.footer.append(w.buf)
 	w.buf = binary.BigEndian.AppendUint32(w.buf, uint32(len(w.buf)-start))
-	block := append(w.buf, blockVersion, blockMagic)
+	w.buf = append(w.buf, blockVersion, blockMagic)
+	block := w.buf
 
 	w.buf = spare[:0]
 	w.footer = Footer{Resume: w.footer.Resume}

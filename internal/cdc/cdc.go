@@ -5,7 +5,10 @@
 // its rows need, so that reading can begin at any block.
 package cdc
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Op is what happened to a row.
 type Op uint8
@@ -68,20 +71,10 @@ type Change struct {
 
 // For says whether the change is addressed to a sink.
 func (c *Change) For(sink string) bool {
-	for _, s := range c.Except {
-		if s == sink {
-			return false
-		}
+	if slices.Contains(c.Except, sink) {
+		return false
 	}
-	if len(c.Targets) == 0 {
-		return true
-	}
-	for _, s := range c.Targets {
-		if s == sink {
-			return true
-		}
-	}
-	return false
+	return len(c.Targets) == 0 || slices.Contains(c.Targets, sink)
 }
 
 // Oversized says what is known of a row that is larger than cdcsync carries.
