@@ -24,7 +24,7 @@ const (
 	frameTruncate  = 'T' // relation OID uint32; one frame per table
 	frameSkip      = 'S' // uvarint: so many changes of the transaction are not in the buffer, since no mapping wants their table
 	frameOversized = 'X' // op byte, relation OID uint32, uvarint bytes, key
-	frameExcept    = 'E' // names of the sinks that the next change is not for
+	frameExcept    = 'E' // Part byte, names of the sinks that this part of the next change is not for
 	frameChunk     = 'K' // LSN uint64, read time in µs int64, uvarint ordinal of the last row before, names of the target sinks
 	frameRead      = 'P' // relation OID uint32, tuple
 )
@@ -164,9 +164,10 @@ func (w *Writer) Skip(n uint32) {
 	w.footer.Resume.Open, w.footer.Resume.Ordinal = w.commit, w.ordinal
 }
 
-// Except says that the next change is not for the named sinks.
-func (w *Writer) Except(sinks []string) {
-	w.buf = beginFrame(w.buf, frameExcept, namesLen(sinks))
+// Except says that the next change, or a part of it, is not for the named sinks.
+func (w *Writer) Except(part Part, sinks []string) {
+	w.buf = beginFrame(w.buf, frameExcept, 1+namesLen(sinks))
+	w.buf = append(w.buf, byte(part))
 	w.buf = appendNames(w.buf, sinks)
 }
 
@@ -277,6 +278,7 @@ type Decoder struct {
 	generation uint64
 	old, new   []Value
 	except     []string
+	part       Part
 
 	frames   reader
 	footer   Footer
@@ -303,7 +305,7 @@ func (d *Decoder) Reset(block []byte) (Footer, error) {
 	}
 	d.generation++
 	d.frames, d.footer = reader{buf: frames}, footer
-	d.xid, d.position, d.at, d.targets, d.except = 0, Position{}, time.Time{}, nil, nil
+	d.xid, d.position, d.at, d.targets, d.except, d.part = 0, Position{}, time.Time{}, nil, nil, PartWhole
 	return footer, nil
 }
 
@@ -337,7 +339,11 @@ func (d *Decoder) apply(kind byte, r *reader, c *Change) (bool, error) {
 	case frameSkip:
 		d.position.Ordinal += r.ordinal()
 	case frameExcept:
+		d.part = Part(r.byte())
 		d.except = r.names()
+		if d.part > PartNew {
+			return false, corrupt("part %d of a change", d.part)
+		}
 	case frameChunk:
 		d.xid, d.position.Commit, d.at = 0, LSN(r.uint64()), time.UnixMicro(int64(r.uint64()))
 		d.position.Ordinal = r.ordinal()
@@ -385,9 +391,9 @@ func (d *Decoder) change(kind byte, r *reader, c *Change) error {
 	d.position.Ordinal++
 	*c = Change{
 		Position: d.position, Relation: known.relation, XID: d.xid, CommitTime: d.at,
-		Except: d.except,
+		Except: d.except, ExceptPart: d.part,
 	}
-	d.except = nil
+	d.except, d.part = nil, PartWhole
 	switch kind {
 	case frameInsert:
 		c.Op = OpInsert

@@ -113,7 +113,8 @@ func TestBlocksRoundTrip(t *testing.T) {
 				}
 				if rapid.IntRange(0, 4).Draw(t, "except") == 0 {
 					c.Except = []string{"crm", "fans"}
-					w.Except(c.Except)
+					c.ExceptPart = Part(rapid.IntRange(0, int(PartNew)).Draw(t, "part"))
+					w.Except(c.ExceptPart, c.Except)
 				}
 				if !w.Has(rel.OID) {
 					w.Relation(rel.OID, AppendRelation(nil, rel))

@@ -62,19 +62,39 @@ type Change struct {
 
 	// Targets names the sinks that a backfill is addressed to, when Op is OpRead; empty means all.
 	Targets []string
-	// Except names the sinks that have this change already, as part of a backfilled row.
-	Except []string
+	// Except names the sinks that have this change already, as part of a backfilled row; of an update that changes the key
+	// it may be one Part only.
+	Except     []string
+	ExceptPart Part
 
 	// Oversized is set when the row was too large to store: Old and New are nil, and Key is what could be kept.
 	Oversized *Oversized
 }
 
-// For says whether the change is addressed to a sink.
+// Part is a part of an update that changes the key: such an update is a delete of the old and an insert of the new key.
+type Part uint8
+
+// The parts. Whole is every other change, too.
+const (
+	PartWhole Part = iota
+	PartOld
+	PartNew
+)
+
+// For says whether the change, or a part of it, is addressed to a sink.
 func (c *Change) For(sink string) bool {
-	if slices.Contains(c.Except, sink) {
+	if c.ExceptPart == PartWhole && slices.Contains(c.Except, sink) {
 		return false
 	}
 	return len(c.Targets) == 0 || slices.Contains(c.Targets, sink)
+}
+
+// HasPart says which part of a change that is For the sink the sink has already; ok is false when it has none.
+func (c *Change) HasPart(sink string) (have Part, ok bool) {
+	if c.ExceptPart == PartWhole || !slices.Contains(c.Except, sink) {
+		return PartWhole, false
+	}
+	return c.ExceptPart, true
 }
 
 // Oversized says what is known of a row that is larger than cdcsync carries.

@@ -38,6 +38,7 @@ func TestChangeFor(t *testing.T) {
 		{"a backfill of this sink", Change{Targets: []string{"fans", "crm"}}, true},
 		{"a backfill of another sink", Change{Targets: []string{"fans"}}, false},
 		{"part of a row that this sink has", Change{Except: []string{"crm"}}, false},
+		{"half of it part of a row that this sink has", Change{Except: []string{"crm"}, ExceptPart: PartOld}, true},
 		{"part of a row that another sink has", Change{Except: []string{"fans"}}, true},
 	}
 	for _, test := range tests {
