@@ -172,7 +172,7 @@ func (s *Server) DropDatabase(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("drop database %s: %w", name, err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost with it
+	defer conn.Close(context.WithoutCancel(ctx))
 	// A slot can be dropped when its walsender is gone, which takes a moment after it was told to.
 	err = until(ctx, 10*time.Millisecond, func() error {
 		_, err := conn.Exec(ctx, `select pg_terminate_backend(active_pid) from pg_replication_slots where database = $1 and active`, name)

@@ -3,6 +3,7 @@ package pgtest
 import (
 	"bytes"
 	"errors"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,7 +100,7 @@ func TestLife(t *testing.T) {
 }
 
 func TestDataDirIsKept(t *testing.T) {
-	parent, err := os.MkdirTemp("/tmp", "pgtest") // t.TempDir is closed to user postgres
+	parent, err := os.MkdirTemp("/tmp", "pgtest") //nolint:usetesting // t.TempDir is closed to user postgres
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,6 +152,11 @@ func TestServerEndsWithItsParent(t *testing.T) {
 	query(t, address, `select 1::text`)
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
+	t.Cleanup(func() { // what a killed process leaves is removed by a later Start; do not wait for that
+		if u, err := url.Parse(address); err == nil {
+			os.RemoveAll(u.Query().Get("host"))
+		}
+	})
 	if err := until(t.Context(), 10*time.Millisecond, func() error {
 		if conn, err := pgx.Connect(t.Context(), address); err == nil {
 			return errors.Join(errors.New("still up"), conn.Close(t.Context()))
