@@ -1,0 +1,180 @@
+package admin
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// Status is the whole daemon at one moment, as /api/v1/status gives it.
+type Status struct {
+	Version       string    `json:"version"`
+	StartedAt     time.Time `json:"started_at"`
+	UptimeSeconds float64   `json:"uptime_seconds"`
+	// Ready says that changes move from the source to every sink that is not paused; Reasons says why not.
+	Ready   bool     `json:"ready"`
+	Reasons []string `json:"reasons,omitempty"`
+
+	Source    Source     `json:"source"`
+	Buffer    Buffer     `json:"buffer"`
+	Sinks     []Sink     `json:"sinks"`
+	Backfills []Backfill `json:"backfills"`
+}
+
+// SourceState is what the capture does.
+type SourceState string
+
+// The states of the source.
+const (
+	SourceConnecting SourceState = "connecting" // no connection: it is tried again, Source.Reason says why
+	SourceStandby    SourceState = "standby"    // another process holds the slot
+	SourceStreaming  SourceState = "streaming"
+	SourceFull       SourceState = "full"    // waits for room in the buffer
+	SourceFailed     SourceState = "failed"  // an operator must act
+	SourceStopped    SourceState = "stopped" // the daemon ends
+)
+
+// Source is the capture. A lag of seconds is 0 when nothing is behind.
+type Source struct {
+	Slot        string      `json:"slot"`
+	Publication string      `json:"publication,omitempty"`
+	State       SourceState `json:"state"`
+	Reason      string      `json:"reason,omitempty"`
+	Since       time.Time   `json:"since,omitzero"`
+
+	Received  cdc.LSN `json:"received_lsn"`
+	Stored    cdc.LSN `json:"stored_lsn"`    // all before it is in the buffer
+	Confirmed cdc.LSN `json:"confirmed_lsn"` // all before it the source may forget
+
+	LagBytes   int64   `json:"lag_bytes"`   // WAL that the source has written and the buffer does not have
+	LagSeconds float64 `json:"lag_seconds"` // age of the oldest such change, as far as it is known
+	// RetainedWALBytes is what the slot makes the source keep; negative when it is not known.
+	RetainedWALBytes int64  `json:"retained_wal_bytes"`
+	Reconnects       uint64 `json:"reconnects"`
+}
+
+// Buffer is the durable store between source and sinks.
+type Buffer struct {
+	Bytes    int64  `json:"bytes"`
+	MaxBytes int64  `json:"max_bytes"`
+	Blocks   uint64 `json:"blocks"`
+	Full     bool   `json:"full"`
+}
+
+// SinkState is what the delivery to a sink does.
+type SinkState string
+
+// The states of a sink.
+const (
+	SinkRunning  SinkState = "running"
+	SinkRetrying SinkState = "retrying" // the vendor does not take requests now; tried again at NextAttempt
+	SinkBlocked  SinkState = "blocked"  // an operator must act (credentials, a failing lookup); tried again now and then
+	SinkHalted   SinkState = "halted"   // the limit of dead letters is reached: mend, then resume
+	SinkPaused   SinkState = "paused"   // by an operator
+	SinkFailed   SinkState = "failed"   // it ended with an error
+)
+
+// Sink is the delivery to one sink.
+type Sink struct {
+	Name        string    `json:"name"`
+	Type        string    `json:"type"`
+	State       SinkState `json:"state"`
+	Reason      string    `json:"reason,omitempty"`
+	Since       time.Time `json:"since,omitzero"`
+	NextAttempt time.Time `json:"next_attempt,omitzero"`
+
+	Delivered   cdc.LSN   `json:"delivered_lsn"`         // every change committed before it is settled
+	DeliveredAt time.Time `json:"delivered_at,omitzero"` // commit time of the newest settled change
+	LagBytes    int64     `json:"lag_bytes"`             // WAL between what is stored and what is settled
+	LagSeconds  float64   `json:"lag_seconds"`           // age of the oldest change that is not settled; 0 when none is
+	InFlight    int       `json:"in_flight"`             // requests under way
+	Concurrency int       `json:"concurrency,omitempty"` // requests that may be
+	Items       Items     `json:"items"`                 // since the daemon began
+	DeadLetters int       `json:"dead_letters"`          // that wait for an operator
+	Limit       int       `json:"dead_letters_limit,omitempty"`
+}
+
+// Items counts what became of the items of a sink since the daemon began.
+type Items struct {
+	Delivered uint64 `json:"delivered"`
+	Rejected  uint64 `json:"rejected"`  // became dead letters
+	Coalesced uint64 `json:"coalesced"` // a newer state of the same key was sent instead
+	Filtered  uint64 `json:"filtered"`  // no mapping wants them
+	Retried   uint64 `json:"retried"`   // sendings that had to be repeated
+}
+
+// Unready lists why the pipeline makes no progress without an operator or, for the source, makes none now. A sink that
+// an operator paused and a vendor that is down for now are no reasons: nothing is lost, and nothing here mends them.
+func (s *Status) Unready() []string {
+	var reasons []string
+	if s.Source.State != SourceStreaming && s.Source.State != SourceFull {
+		reasons = append(reasons, because("source is "+string(s.Source.State), s.Source.Reason))
+	}
+	if s.Buffer.Full || s.Source.State == SourceFull {
+		reasons = append(reasons, fmt.Sprintf("buffer is full (%s): capture waits until the slowest sink has delivered", size(s.Buffer.MaxBytes)))
+	}
+	for _, sink := range s.Sinks {
+		switch sink.State {
+		case SinkBlocked, SinkHalted, SinkFailed:
+			reasons = append(reasons, because("sink "+sink.Name+" is "+string(sink.State), sink.Reason))
+		case SinkRunning, SinkRetrying, SinkPaused:
+		}
+	}
+	return reasons
+}
+
+func because(what, reason string) string {
+	if reason == "" {
+		return what
+	}
+	return what + ": " + reason
+}
+
+// now is the pipeline's status with what the server knows of itself.
+func (s *Server) now() Status {
+	status := s.parts.Pipeline.Status()
+	status.Version, status.StartedAt = s.cfg.Version, s.started
+	status.UptimeSeconds = time.Since(s.started).Seconds()
+	status.Reasons = status.Unready()
+	status.Ready = len(status.Reasons) == 0
+	if status.Sinks == nil {
+		status.Sinks = []Sink{}
+	}
+	if status.Backfills == nil {
+		status.Backfills = []Backfill{}
+	}
+	return status
+}
+
+func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, s.now())
+}
+
+// Readiness is what /readyz answers to those who accept JSON.
+type Readiness struct {
+	Ready   bool     `json:"ready"`
+	Reasons []string `json:"reasons,omitempty"`
+}
+
+// readyz answers 200 or 503. It is open to probes, but only who has the token reads why.
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	reasons := s.now().Reasons
+	readiness := Readiness{Ready: len(reasons) == 0}
+	if s.authorized(r) {
+		readiness.Reasons = reasons
+	}
+	code, text := http.StatusOK, "ready\n"
+	if !readiness.Ready {
+		code, text = http.StatusServiceUnavailable, strings.Join(append([]string{"not ready"}, readiness.Reasons...), "\n")+"\n"
+	}
+	if strings.Contains(r.Header.Get("Accept"), "application/json") {
+		answer(w, code, readiness)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(code)
+	_, _ = w.Write([]byte(text))
+}
