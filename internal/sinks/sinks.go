@@ -5,10 +5,98 @@
 package sinks
 
 import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/secret"
 )
+
+// The types of sinks, as the configuration names them.
+const (
+	TypeStopChurn    = "stopchurn"
+	TypeFanbaseQueue = "fanbase_queue"
+	TypeFanbaseBatch = "fanbase_batch"
+	TypeFanatics     = "fanatics_approvals"
+)
+
+// Sink is one endpoint of a vendor. Its methods are safe for concurrent use. Depending on the type it has also
+//
+//	Merge(dst, older, newer []byte) ([]byte, error)                 fanatics_approvals: two items of one account made one
+//	Confirm(ctx context.Context, tracking string) (Outcome, error)  fanbase_queue: what became of an Accepted item
+//	Check(ctx context.Context) []string                             what an operator should know at start; all but stopchurn
+type Sink interface {
+	// Type is one of the Type constants.
+	Type() string
+	Limits() Limits
+	// Deliver sends the items in one request and returns one outcome per item, in order. An error is a *RequestError or ctx's,
+	// and means that nothing is known about any of them. Requests that carry the same items have the same idempotencyKey.
+	// The bodies are not read any more when it has returned.
+	Deliver(ctx context.Context, items []Item, idempotencyKey string) ([]Outcome, error)
+	// Close ends the idle connections.
+	Close()
+}
+
+// Config of one sink. What does not belong to its type is ignored.
+type Config struct {
+	Name        string // in the configuration; the label of metrics
+	Type        string
+	URL         string        // the vendor's host, with a path in front of the endpoint's where there is one
+	Timeout     time.Duration // of one attempt, from the first byte sent to the last byte read; 0 means 30 s
+	Concurrency int           // how many requests are made at a time: as many connections are kept
+
+	APIKey          secret.String // stopchurn
+	Auth            Auth          // the others
+	SystemID        int64         // fanbase_batch
+	Confirm         Confirm       // fanbase_queue; 0 means ConfirmProcessed
+	InviteOnlyTiers []string      // fanatics_approvals: the tier ids that may be sent; empty allows any
+}
+
+// Auth says where a token comes from and for whom.
+type Auth struct {
+	URL          string
+	ClientID     string
+	ClientSecret secret.String
+	Scope        string // fanatics_approvals; empty asks for none
+}
+
+// Confirm says when an item of fanbase_queue counts as delivered.
+type Confirm uint8
+
+// The confirmations.
+const (
+	ConfirmProcessed Confirm = iota + 1 // when Fanbase has processed it
+	ConfirmAccepted                     // when Fanbase has queued it
+)
+
+// Deps is what the sinks of one daemon share.
+type Deps struct {
+	Tokens     *Tokens // needed by all types but stopchurn
+	Version    string  // of cdcsync, for the User-Agent
+	Registerer prometheus.Registerer
+	Transport  http.RoundTripper // in place of the sink's own connections; nil in production
+}
+
+// New makes a sink. It makes no request.
+func New(cfg Config, deps Deps) (Sink, error) {
+	cfg.Timeout = cmp.Or(cfg.Timeout, defaultTimeout)
+	switch cfg.Type {
+	case TypeStopChurn:
+		return newStopChurn(cfg, deps)
+	case TypeFanbaseQueue:
+		return newFanbaseQueue(cfg, deps)
+	case TypeFanbaseBatch:
+		return newFanbaseBatch(cfg, deps)
+	case TypeFanatics:
+		return newFanatics(cfg, deps)
+	}
+	return nil, fmt.Errorf("sink %s: unknown type %q", cfg.Name, cfg.Type)
+}
 
 // Item is one rendered change, as a sink sends it.
 type Item struct {
@@ -62,7 +150,8 @@ const (
 )
 
 // RequestError is a request that failed as a whole: nothing is known about any of its items, except in ClassBadRequest and
-// ClassRejected, where none was taken. It never holds a credential or a row's value.
+// ClassRejected, where none was taken. It never holds a credential. Reason may quote a row when the vendor's words do: it is
+// for dead letters and for whoever may see rows. Error masks it, and may be logged.
 type RequestError struct {
 	Class  Class
 	Status int           // HTTP status; 0 when there was no answer
@@ -72,3 +161,22 @@ type RequestError struct {
 	Trace  string
 	Err    error // the cause, when there was no answer
 }
+
+func (e *RequestError) Error() string {
+	text := "no answer"
+	if e.Status != 0 {
+		text = fmt.Sprintf("status %d %s", e.Status, http.StatusText(e.Status))
+	}
+	if e.Reason != "" {
+		text += ": " + Masked(e.Reason)
+	}
+	if e.Code != "" {
+		text += " (code " + e.Code + ")"
+	}
+	if e.Trace != "" {
+		text += " (rc " + e.Trace + ")"
+	}
+	return text
+}
+
+func (e *RequestError) Unwrap() error { return e.Err }

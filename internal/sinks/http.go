@@ -1,0 +1,304 @@
+package sinks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/secret"
+)
+
+const (
+	defaultTimeout = 30 * time.Second
+	// answerLimit bounds what is read of an answer: the largest documented, 200 accounts, is 30 kB.
+	answerLimit = 1 << 20
+	// answerPerItem is added for each item, so that a large batch's item results fit.
+	answerPerItem = 2 << 10
+)
+
+// caller makes the requests of one sink.
+type caller struct {
+	name      string
+	base      *url.URL
+	auth      authorizer
+	timeout   time.Duration
+	agent     string
+	transport http.RoundTripper
+	metrics   *metrics
+}
+
+// authorizer proves to the vendor who we are.
+type authorizer interface {
+	// authorize sets the header and returns the credential in it. Its error is a *RequestError or ctx's.
+	authorize(ctx context.Context, header http.Header) (credential string, err error)
+	// refused is told that the vendor answered 401 to the credential, and says whether another one can be had.
+	refused(credential string) bool
+	// redact takes the credentials out of a text.
+	redact(text string) string
+}
+
+// answer is what the vendor said, whatever the status.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+	cut    error // why the body is not whole: it was too long, or the connection broke
+}
+
+func (a *answer) ok() bool { return a.status >= 200 && a.status <= 299 }
+
+func newCaller(cfg Config, deps Deps, auth authorizer) (*caller, error) {
+	base, err := parseURL(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("sink %s: url: %w", cfg.Name, err)
+	}
+	transport := deps.Transport
+	if transport == nil {
+		transport = newTransport(cfg.Concurrency)
+	}
+	return &caller{
+		name: cfg.Name, base: base, auth: auth, timeout: cfg.Timeout, agent: userAgent(deps.Version),
+		transport: transport, metrics: newMetrics(deps.Registerer),
+	}, nil
+}
+
+func parseURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, errors.New("is not a URL")
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, errors.New("must begin with https:// or http://")
+	case u.Host == "":
+		return nil, errors.New("names no host")
+	case u.User != nil:
+		return nil, errors.New("must not hold a user or password")
+	}
+	return u, nil
+}
+
+// newTransport keeps as many connections as requests are made at a time, so that none is dialled in vain.
+func newTransport(concurrency int) *http.Transport {
+	const buffer = 64 << 10 // of a connection: a request of 1 MiB in 16 writes and not in 256
+	return &http.Transport{
+		Proxy:               proxy,
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		MaxIdleConnsPerHost: concurrency + 1, // one more for Confirm and Check
+		IdleConnTimeout:     90 * time.Second,
+		ForceAttemptHTTP2:   true,
+		DisableCompression:  true, // answers are small
+		WriteBufferSize:     buffer,
+	}
+}
+
+// proxy is the environment's, whose address may hold a password that the standard error would quote.
+func proxy(req *http.Request) (*url.URL, error) {
+	address, err := http.ProxyFromEnvironment(req)
+	if err != nil {
+		return nil, errors.New("the proxy's address in the environment is not a URL")
+	}
+	return address, nil
+}
+
+func userAgent(version string) string { return "cdcsync/" + version }
+
+// Close ends the idle connections.
+func (c *caller) Close() { closeIdle(c.transport) }
+
+func closeIdle(transport http.RoundTripper) {
+	if t, ok := transport.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
+	}
+}
+
+// post sends the items' body and returns a 2xx answer that is whole. Any other answer is an error, and comes along with it.
+func (c *caller) post(ctx context.Context, path string, body *body, items int, idempotencyKey string) (*answer, error) {
+	defer body.release()
+	header := http.Header{"Content-Type": {"application/json"}}
+	if idempotencyKey != "" {
+		header.Set("Idempotency-Key", idempotencyKey)
+	}
+	return c.do(ctx, http.MethodPost, path, header, body, answerLimit+items*answerPerItem)
+}
+
+// read makes a GET request, and is otherwise like post.
+func (c *caller) read(ctx context.Context, path string) (*answer, error) {
+	return c.do(ctx, http.MethodGet, path, http.Header{}, nil, answerLimit)
+}
+
+// do makes the request, and once more with a new credential when the first is refused.
+func (c *caller) do(ctx context.Context, method, path string, header http.Header, body *body, limit int) (*answer, error) {
+	for renewed := false; ; renewed = true {
+		credential, err := c.auth.authorize(ctx, header)
+		if err != nil {
+			return nil, err
+		}
+		got, err := c.attempt(ctx, method, path, header, body, limit)
+		switch {
+		case err != nil:
+			return nil, err
+		case got.status == http.StatusUnauthorized && !renewed && c.auth.refused(credential):
+			continue
+		case !got.ok():
+			return got, c.failure(got, credential)
+		case got.cut != nil:
+			return nil, c.noAnswer(got.cut)
+		}
+		return got, nil
+	}
+}
+
+func (c *caller) attempt(ctx context.Context, method, path string, header http.Header, body *body, limit int) (*answer, error) {
+	attempt, cancel := context.WithTimeoutCause(ctx, c.timeout, &timeoutError{c.timeout})
+	defer cancel()
+	req, err := http.NewRequestWithContext(attempt, method, c.base.JoinPath(path).String(), http.NoBody)
+	if err != nil {
+		return nil, c.noAnswer(err)
+	}
+	req.Header = header.Clone()
+	req.Header.Set("User-Agent", c.agent)
+	req.Header.Set("Accept", "application/json")
+	if body != nil {
+		req.ContentLength = body.size
+		req.GetBody = func() (io.ReadCloser, error) { return body.open(), nil }
+		req.Body = body.open()
+		c.metrics.bytes.WithLabelValues(c.name).Add(float64(body.size))
+	}
+	start := time.Now()
+	got, err := exchange(c.transport, req, limit)
+	c.metrics.seconds.WithLabelValues(c.name).Observe(time.Since(start).Seconds())
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		c.metrics.requests.WithLabelValues(c.name, statusLabel(0)).Inc()
+		return nil, c.noAnswer(err)
+	}
+	c.metrics.requests.WithLabelValues(c.name, statusLabel(got.status)).Inc()
+	return got, nil
+}
+
+// noAnswer is the error for a request of which it is not known what became.
+func (c *caller) noAnswer(err error) *RequestError {
+	return transient(err, c.auth.redact)
+}
+
+// garbled is the error for a 2xx answer that does not say what became of the items.
+func (c *caller) garbled(got *answer, what string) *RequestError {
+	return &RequestError{Class: ClassTransient, Status: got.status, Reason: "the answer " + what}
+}
+
+// failure is the error for an answer that is not 2xx.
+func (c *caller) failure(got *answer, credential string) *RequestError {
+	reason, code, trace := complaint(got.body)
+	e := &RequestError{
+		Class: classOf(got.status), Status: got.status, After: retryAfter(got.header, time.Now()),
+		Reason: redact(c.auth.redact(reason), credential), Code: code, Trace: trace,
+	}
+	if got.status >= 300 && got.status <= 399 {
+		e.Reason = redirection(got.header)
+	}
+	return e
+}
+
+func classOf(status int) Class {
+	switch {
+	case status == http.StatusTooManyRequests:
+		return ClassThrottled
+	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status >= 500:
+		return ClassTransient
+	case status == http.StatusUnauthorized, status == http.StatusForbidden, status >= 300 && status <= 399:
+		return ClassUnauthorized // a redirect: the configured URL is wrong, and no item was looked at
+	case status == http.StatusRequestEntityTooLarge:
+		return ClassTooLarge
+	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity:
+		return ClassBadRequest
+	}
+	return ClassRejected
+}
+
+func redirection(header http.Header) string {
+	target, err := url.Parse(header.Get("Location"))
+	if err != nil || target.Host == "" {
+		return "the vendor redirects, which is not followed: see the sink's url"
+	}
+	return "the vendor redirects to " + target.Scheme + "://" + target.Host + ", which is not followed: see the sink's url"
+}
+
+// exchange makes one round trip and reads at most limit bytes of the answer. The transport is used without http.Client, which
+// follows redirects and puts the URL, query included, into its errors.
+func exchange(transport http.RoundTripper, req *http.Request, limit int) (*answer, error) {
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		if cause := context.Cause(req.Context()); cause != nil {
+			return nil, cause
+		}
+		return nil, err
+	}
+	defer resp.Body.Close()
+	got := &answer{status: resp.StatusCode, header: resp.Header}
+	got.body, got.cut = io.ReadAll(io.LimitReader(resp.Body, int64(limit)+1))
+	if cause := context.Cause(req.Context()); got.cut != nil && cause != nil {
+		got.cut = cause
+	}
+	if len(got.body) > limit {
+		got.body, got.cut = got.body[:limit], fmt.Errorf("the answer is longer than %d bytes", limit)
+	}
+	return got, nil
+}
+
+// transient is the error for a request without a usable answer.
+func transient(err error, redact func(string) string) *RequestError {
+	err = withoutURL(err)
+	if text := err.Error(); redact(text) != text {
+		err = errors.New(redact(text))
+	}
+	return &RequestError{Class: ClassTransient, Reason: bounded(err.Error()), Err: err}
+}
+
+// withoutURL is what happened without the URL, whose query and user information may hold a credential.
+func withoutURL(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return withoutURL(u.Err)
+	}
+	return err
+}
+
+// timeoutError is the end of an attempt's time.
+type timeoutError struct{ after time.Duration }
+
+func (e *timeoutError) Error() string { return "no whole answer within " + e.after.String() }
+
+// Timeout makes it a net.Error like those of the standard library.
+func (e *timeoutError) Timeout() bool { return true }
+
+// apiKey is a key that never changes, sent as a Bearer token.
+type apiKey struct{ key secret.String }
+
+func (a apiKey) authorize(_ context.Context, header http.Header) (string, error) {
+	header.Set("Authorization", "Bearer "+a.key.Reveal())
+	return a.key.Reveal(), nil
+}
+
+func (a apiKey) refused(string) bool { return false }
+
+func (a apiKey) redact(text string) string { return redact(text, a.key.Reveal()) }
+
+// redact replaces each secret, as it is and as a URL's query holds it.
+func redact(text string, secrets ...string) string {
+	for _, s := range secrets {
+		if s == "" {
+			continue
+		}
+		text = strings.ReplaceAll(text, s, "[redacted]")
+		text = strings.ReplaceAll(text, url.QueryEscape(s), "[redacted]")
+	}
+	return text
+}

@@ -1,0 +1,100 @@
+package sinks
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/shape"
+)
+
+const stopChurnPath = "/client-data/update"
+
+// StopChurn sends row changes to POST /client-data/update. The endpoint acknowledges a request as a whole, and a 400 does not
+// say whether a part of it was taken: items are full rows, so sending them again in halves does no harm.
+type StopChurn struct{ *caller }
+
+func newStopChurn(cfg Config, deps Deps) (*StopChurn, error) {
+	c, err := newCaller(cfg, deps, apiKey{cfg.APIKey})
+	if err != nil {
+		return nil, err
+	}
+	return &StopChurn{c}, nil
+}
+
+// Type is TypeStopChurn.
+func (s *StopChurn) Type() string { return TypeStopChurn }
+
+// What stands before an item of each operation. All but the first item of a request begin with the end of the one before.
+var (
+	stopChurnFirst = [...][]byte{
+		cdc.OpInsert: []byte(`{"data":[{"type":"insert","data":`),
+		cdc.OpUpdate: []byte(`{"data":[{"type":"update","data":`),
+		cdc.OpDelete: []byte(`{"data":[{"type":"delete","data":`),
+		cdc.OpRead:   []byte(`{"data":[{"type":"insert","data":`),
+	}
+	stopChurnNext = [...][]byte{
+		cdc.OpInsert: []byte(`},{"type":"insert","data":`),
+		cdc.OpUpdate: []byte(`},{"type":"update","data":`),
+		cdc.OpDelete: []byte(`},{"type":"delete","data":`),
+		cdc.OpRead:   []byte(`},{"type":"insert","data":`),
+	}
+	stopChurnEnd = []byte(`}]}`)
+)
+
+// Limits is only the envelope: the vendor documents none.
+func (s *StopChurn) Limits() Limits {
+	return Limits{Frame: len(`{"data":[]}`), Overhead: len(`{"type":"insert","data":},`)}
+}
+
+// Deliver sends the items in one request, in order.
+func (s *StopChurn) Deliver(ctx context.Context, items []Item, idempotencyKey string) ([]Outcome, error) {
+	request := newBody(2*len(items) + 1)
+	before := &stopChurnFirst
+	for i := range items {
+		op := items[i].Op
+		if int(op) >= len(before) || before[op] == nil {
+			return nil, &RequestError{Class: ClassBadRequest, Reason: "StopChurn has no operation " + op.String()}
+		}
+		request.add(before[op])
+		request.add(items[i].Body)
+		before = &stopChurnNext
+	}
+	request.add(stopChurnEnd)
+	got, err := s.post(ctx, stopChurnPath, request, len(items), idempotencyKey)
+	if err != nil {
+		return nil, err
+	}
+	// A body that is no JSON comes from something in between, such as a proxy that wants a login.
+	if content := bytes.TrimSpace(got.body); len(content) > 0 && !json.Valid(content) {
+		return nil, s.garbled(got, "is not JSON")
+	}
+	outcomes := make([]Outcome, len(items))
+	for i := range outcomes {
+		outcomes[i].Status = Delivered
+	}
+	return outcomes, nil
+}
+
+func stopChurnShape() *shape.Item {
+	return &shape.Item{Times: shape.TimesUnixMilli, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
+		{Name: "brandId", Required: true, Doc: "The brand's id in StopChurn.", Node: &shape.Node{Kind: shape.Number}},
+		{Name: "tableName", Required: true, Doc: "The table as it is named in StopChurn's Back Office.", Node: notBlank()},
+		{Name: "data", Required: true, Doc: "The whole row: every column of the table's definition.", Node: &shape.Node{
+			Kind: shape.Object, Open: true, Fields: []shape.Field{
+				{Name: "id", Required: true, Doc: "The row's identifier, a string or a number.", Node: &shape.Node{Kind: shape.Any, Check: checkID}},
+			},
+		}},
+		{Name: "createdAt", Required: true, Doc: "When the row was created, in unix milliseconds.", Node: &shape.Node{Kind: shape.Number}},
+		{Name: "updatedAt", Required: true, Doc: "When the row was updated, in unix milliseconds.", Node: &shape.Node{Kind: shape.Number}},
+	}}}
+}
+
+func checkID(value []byte) error {
+	if len(value) == 0 || (value[0] != '"' && value[0] != '-' && (value[0] < '0' || value[0] > '9')) || string(value) == `""` {
+		return errors.New("must be a string or a number")
+	}
+	return nil
+}
