@@ -96,7 +96,7 @@ func (d *decoder) value(k key, n *yaml.Node, path string) bool {
 		if _, scalar := k.value.(scalarValue); scalar {
 			hint := "write a value, or remove the line"
 			if k.fallback != "" {
-				hint = fmt.Sprintf("remove the line to have the default, %s", k.fallback)
+				hint = "remove the line to have the default, " + k.fallback
 			}
 			d.problem(n, path, "has no value", hint)
 			return true
@@ -183,7 +183,7 @@ func (d *decoder) expand(n *yaml.Node, path string) (text string, ok bool) {
 			return strings.TrimPrefix(fallback, ":-")
 		case !set:
 			ok = false
-			d.problem(n, path, fmt.Sprintf("the environment has no variable %s", name), fmt.Sprintf("set it, or write ${%s:-default}", name))
+			d.problem(n, path, "the environment has no variable "+name, fmt.Sprintf("set it, or write ${%s:-default}", name))
 		}
 		return ""
 	})

@@ -42,6 +42,7 @@ func (l *loader) load(path string) (*Config, error) {
 		c := checker{config: l.config, places: l.places}
 		c.run()
 		l.problems = append(l.problems, c.problems...)
+		c.warnings.Sort()
 		l.config.Warnings = c.warnings
 	}
 	if err := l.problems.Err(); err != nil {

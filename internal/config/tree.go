@@ -102,10 +102,10 @@ func (t *tree) node(n *yaml.Node, path string) *yaml.Node {
 	defer delete(t.open, n)
 	t.checkTag(n, path)
 	plain := &yaml.Node{Kind: n.Kind, Style: n.Style, Tag: n.Tag, Value: reveal.Replace(n.Value), Line: n.Line, Column: n.Column}
-	switch n.Kind {
-	case yaml.MappingNode:
+	if n.Kind == yaml.MappingNode {
 		t.mapping(plain, n, path)
-	case yaml.SequenceNode:
+	}
+	if n.Kind == yaml.SequenceNode {
 		for i, item := range n.Content {
 			plain.Content = append(plain.Content, t.node(item, fmt.Sprintf("%s[%d]", path, i)))
 		}
@@ -171,7 +171,7 @@ func (t *tree) checkTag(n *yaml.Node, path string) {
 	switch n.ShortTag() {
 	case "!!map", "!!seq", "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge":
 	default:
-		t.once(n, n, path, fmt.Sprintf("unknown tag %s", n.Tag), "quote a value that begins with an exclamation mark")
+		t.once(n, n, path, "unknown tag "+n.Tag, "quote a value that begins with an exclamation mark")
 	}
 }
 

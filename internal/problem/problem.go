@@ -2,6 +2,7 @@
 package problem
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,18 +10,22 @@ import (
 
 // Problem is one mistake. Its Error reads "file:line:column: path: message", with the way out at the end where there is one.
 type Problem struct {
-	File         string
-	Line, Column int    // from 1; 0 when the place within the file is not known
-	Path         string // of the YAML value, such as sinks.crm.batch.items or mappings[2].item.data
-	Message      string // what is wrong, in lower case, without a full stop
-	Hint         string // what to do, such as: did you mean "items"?
+	File    string `json:"file"`
+	Line    int    `json:"line,omitempty"`   // from 1; 0 when the place within the file is not known
+	Column  int    `json:"column,omitempty"` // from 1; 0 when the place within the line is not known
+	Path    string `json:"path,omitempty"`   // of the YAML value, such as sinks.crm.batch.items or mappings[2].item.data
+	Message string `json:"message"`          // what is wrong, in lower case, without a full stop
+	Hint    string `json:"hint,omitempty"`   // what to do, such as: did you mean "items"?
 }
 
 func (p *Problem) Error() string {
 	var b strings.Builder
 	b.WriteString(p.File)
 	if p.Line > 0 {
-		fmt.Fprintf(&b, ":%d:%d", p.Line, p.Column)
+		fmt.Fprintf(&b, ":%d", p.Line)
+	}
+	if p.Column > 0 {
+		fmt.Fprintf(&b, ":%d", p.Column)
 	}
 	b.WriteString(": ")
 	if p.Path != "" {
@@ -41,16 +46,15 @@ func (l List) Err() error {
 	if len(l) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(l, func(a, b *Problem) int {
-		if c := strings.Compare(a.File, b.File); c != 0 {
-			return c
-		}
-		if a.Line != b.Line {
-			return a.Line - b.Line
-		}
-		return a.Column - b.Column
-	})
+	l.Sort()
 	return l
+}
+
+// Sort puts the list in the order of the places.
+func (l List) Sort() {
+	slices.SortStableFunc(l, func(a, b *Problem) int {
+		return cmp.Or(strings.Compare(a.File, b.File), a.Line-b.Line, a.Column-b.Column)
+	})
 }
 
 func (l List) Error() string {

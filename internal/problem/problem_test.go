@@ -25,8 +25,10 @@ func TestListIsInOrderOfPlaces(t *testing.T) {
 		{File: "b.yaml", Line: 1, Column: 1, Message: "third"},
 		{File: "a.yaml", Line: 12, Column: 3, Path: "sinks.crm", Message: "second", Hint: "do this"},
 		{File: "a.yaml", Line: 2, Column: 9, Message: "first"},
+		{File: "a.yaml", Line: 1, Message: "of the line"},
+		{File: "a.yaml", Message: "of the file"},
 	}
-	want := "a.yaml:2:9: first\na.yaml:12:3: sinks.crm: second; do this\nb.yaml:1:1: third"
+	want := "a.yaml: of the file\na.yaml:1: of the line\na.yaml:2:9: first\na.yaml:12:3: sinks.crm: second; do this\nb.yaml:1:1: third"
 	if got := list.Err().Error(); got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
