@@ -103,10 +103,10 @@ func membershipShape() *shape.Node {
 		{Name: "planoCode", Doc: "The plan's code in this system.", Node: words()},
 		{Name: "complemento", Doc: "Further information.", Node: words()},
 		{Name: "parcelas", Doc: "Instalments paid.", Node: number()},
-		{Name: "validade", Doc: "Until when it is valid.", Node: dateTime()},
+		{Name: "validade", Doc: "Until when it is valid.", Node: dateTime()}, //nolint:misspell // the vendor's word
 		{Name: "origem", Doc: "Sales channel.", Node: words()},
 		{Name: "ativacao", Doc: "From when it is valid.", Node: dateTime()},
-		{Name: "tipoVigencia", Doc: "Anual or Mensal.", Node: words()},
+		{Name: "tipoVigencia", Doc: "Anual or Mensal.", Node: words()}, //nolint:misspell // the vendor's word
 		{Name: "formaPagamento", Doc: "Mode of payment.", Node: words()},
 		{Name: "guests", Doc: "Dependants and guests.", Node: list(guestShape())},
 		{Name: "attributes", Doc: "Attributes of the membership.", Node: list(attributeShape())},
@@ -191,8 +191,9 @@ func checkBirthday(object []byte) error {
 		Month int `json:"birthMonth"`
 		Year  int `json:"birthYear"`
 	}
-	if json.Unmarshal(object, &born) != nil || born.Day == 0 || born.Month == 0 {
-		return nil // the fields' own shapes speak of it
+	_ = json.Unmarshal(object, &born) // of values that are no numbers, the fields' own shapes speak
+	if born.Day == 0 || born.Month == 0 {
+		return nil
 	}
 	if born.Year == 0 {
 		born.Year = 2000 // a leap year: the 29 February exists
@@ -209,9 +210,7 @@ func checkNumbers(array []byte) error {
 	var numbers []struct {
 		Type text `json:"numberType"`
 	}
-	if json.Unmarshal(array, &numbers) != nil {
-		return nil // the element's own shape speaks of it
-	}
+	_ = json.Unmarshal(array, &numbers) // of elements that are no objects, their own shape speaks
 	for _, n := range numbers {
 		if n.Type == numberCPF || n.Type == numberEmail {
 			return nil
@@ -225,9 +224,7 @@ func checkNumber(object []byte) error {
 		Type   text   `json:"numberType"`
 		Number string `json:"number"`
 	}
-	if json.Unmarshal(object, &n) != nil {
-		return nil // the fields' own shapes speak of it
-	}
+	_ = json.Unmarshal(object, &n) // of values of other types, the fields' own shapes speak
 	const cpf = 11
 	local, domain, at := strings.Cut(n.Number, "@")
 	switch {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -189,9 +190,7 @@ func (s *tokenSource) request(ctx context.Context) (*http.Request, error) {
 	var content io.Reader
 	if s.client.grant == grantQuery {
 		query := target.Query()
-		for name, values := range form {
-			query[name] = values
-		}
+		maps.Copy(query, form)
 		target.RawQuery = query.Encode()
 	} else {
 		content = strings.NewReader(form.Encode())
