@@ -1,0 +1,320 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// querier is a connection or a pool.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// catalog is the ordinary connection beside the stream. It is opened when it is needed and again when it was lost. It is safe for concurrent use.
+type catalog struct {
+	url string
+
+	mu     sync.Mutex
+	conn   *pgx.Conn
+	lag    Lag
+	lagged time.Time // when lag was read
+}
+
+func newCatalog(url string) *catalog { return &catalog{url: url} }
+
+// with runs fn on the connection, and once more on a new one when the old one turns out to be gone.
+func (c *catalog) with(ctx context.Context, fn func(querier) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fresh := c.conn == nil || c.conn.IsClosed()
+	if fresh {
+		if err := c.open(ctx); err != nil {
+			return err
+		}
+	}
+	err := fn(c.conn)
+	if err == nil || !c.conn.IsClosed() || fresh {
+		return err
+	}
+	if err := c.open(ctx); err != nil {
+		return err
+	}
+	return fn(c.conn)
+}
+
+func (c *catalog) open(ctx context.Context) error {
+	cfg, err := parseURL(c.url)
+	if err != nil {
+		return err
+	}
+	cfg.RuntimeParams["statement_timeout"] = "30s"
+	c.conn, err = pgx.ConnectConfig(ctx, cfg)
+	return err
+}
+
+func (c *catalog) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = c.conn.Close(ctx) // nothing is open in it
+	}
+}
+
+// enrich completes a relation of the stream: the types of its columns and its primary key. The catalogue may be newer than
+// the relation: what it does not know any more stays as the stream gave it.
+func (c *catalog) enrich(ctx context.Context, rel *cdc.Relation) error {
+	return c.with(ctx, func(q querier) error {
+		if err := resolveTypes(ctx, q, rel); err != nil {
+			return err
+		}
+		key, err := primaryKey(ctx, q, rel)
+		rel.PrimaryKey = key
+		return err
+	})
+}
+
+func resolveTypes(ctx context.Context, q querier, rel *cdc.Relation) error {
+	oids := make([]uint32, len(rel.Columns))
+	for i := range rel.Columns {
+		oids[i] = rel.Columns[i].Type.OID
+	}
+	types, err := loadTypes(ctx, q, oids)
+	if err != nil {
+		return err
+	}
+	for i, oid := range oids {
+		if t := types[oid]; t != nil {
+			rel.Columns[i].Type = t
+		}
+	}
+	return nil
+}
+
+// primaryKey finds the key's columns in rel. A key that rel does not have whole belongs to another version of the table.
+func primaryKey(ctx context.Context, q querier, rel *cdc.Relation) ([]int, error) {
+	rows, err := q.Query(ctx, `
+		select a.attname
+		from pg_index x cross join unnest(x.indkey) with ordinality as k(attnum, n)
+		join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.attnum
+		where x.indrelid = $1 and x.indisprimary and k.n <= x.indnkeyatts
+		order by k.n`, rel.OID)
+	if err != nil {
+		return nil, err
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	key := make([]int, len(names))
+	for i, name := range names {
+		if key[i] = rel.Column(name); key[i] < 0 {
+			return nil, nil
+		}
+	}
+	return key, nil
+}
+
+// typeRow is one row of pg_type with what hangs on it.
+type typeRow struct {
+	OID        uint32
+	Name       string
+	Kind       string // pg_type.typtype
+	Delimiter  string
+	Elem       uint32 // base, element or subtype; 0 for none
+	Array      bool
+	FieldNames []string
+	FieldTypes []uint32
+}
+
+// loadTypes gives the types of the OIDs, with those they are built of. OIDs that the server does not know are left out.
+func loadTypes(ctx context.Context, q querier, oids []uint32) (map[uint32]*cdc.Type, error) {
+	types := make(map[uint32]*cdc.Type, len(oids))
+	var ask []uint32
+	for _, oid := range oids {
+		if t := builtinTypes[oid]; t != nil {
+			types[oid] = t
+		} else if !slices.Contains(ask, oid) {
+			ask = append(ask, oid)
+		}
+	}
+	if len(ask) == 0 {
+		return types, nil
+	}
+	rows, err := q.Query(ctx, `
+		with recursive elem(oid, elem) as materialized (
+			select oid, typbasetype from pg_type where typtype = 'd'
+			union all select typarray, oid from pg_type where typarray <> 0
+			union all select rngtypid, rngsubtype from pg_range
+			union all select rngmultitypid, rngsubtype from pg_range
+		), need(oid) as (
+			select unnest($1::oid[])
+			union
+			select part.oid from need cross join lateral (
+				select e.elem from elem e where e.oid = need.oid
+				union all
+				select a.atttypid from pg_type t join pg_attribute a on a.attrelid = t.typrelid
+				where t.oid = need.oid and t.typtype = 'c' and a.attnum > 0 and not a.attisdropped
+			) part(oid)
+		)
+		select t.oid, t.typname::text, t.typtype::text,
+			coalesce(member.typdelim, t.typdelim)::text, coalesce(e.elem, 0::oid), member.oid is not null,
+			array(select a.attname::text from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum),
+			array(select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum)
+		from need join pg_type t on t.oid = need.oid
+		left join elem e on e.oid = t.oid
+		left join pg_type member on member.typarray = t.oid`, ask)
+	if err != nil {
+		return nil, err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[typeRow])
+	if err != nil {
+		return nil, fmt.Errorf("pg_type: %w", err)
+	}
+	b := typeBuilder{rows: make(map[uint32]typeRow, len(found)), types: types}
+	for _, row := range found {
+		b.rows[row.OID] = row
+	}
+	for _, oid := range ask {
+		b.build(oid)
+	}
+	return types, nil
+}
+
+type typeBuilder struct {
+	rows  map[uint32]typeRow
+	types map[uint32]*cdc.Type
+}
+
+func (b *typeBuilder) build(oid uint32) *cdc.Type {
+	if t := builtinTypes[oid]; t != nil {
+		return t
+	}
+	if t := b.types[oid]; t != nil {
+		return t
+	}
+	row, ok := b.rows[oid]
+	if !ok {
+		return nil
+	}
+	t := &cdc.Type{OID: oid, Name: row.Name, Kind: row.kind(), Delimiter: ','}
+	if row.Array {
+		t.Delimiter = row.Delimiter[0]
+	}
+	if row.Elem != 0 {
+		t.Elem = b.build(row.Elem)
+	}
+	for i, name := range row.FieldNames {
+		t.Fields = append(t.Fields, cdc.Field{Name: name, Type: b.build(row.FieldTypes[i])})
+	}
+	b.types[oid] = t
+	return t
+}
+
+func (r typeRow) kind() cdc.TypeKind {
+	if r.Array {
+		return cdc.TypeArray
+	}
+	switch r.Kind {
+	case "e":
+		return cdc.TypeEnum
+	case "d":
+		return cdc.TypeDomain
+	case "c":
+		return cdc.TypeComposite
+	case "r":
+		return cdc.TypeRange
+	case "m":
+		return cdc.TypeMultirange
+	}
+	return cdc.TypeBase
+}
+
+// loadRelation reads a table as the stream would announce it now. It returns nil when there is no such table.
+func loadRelation(ctx context.Context, q querier, schema, name string) (*cdc.Relation, error) {
+	rel := &cdc.Relation{Schema: schema, Name: name}
+	var identity string
+	err := q.QueryRow(ctx, `
+		select c.oid, c.relreplident::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+		where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')`, schema, name).Scan(&rel.OID, &identity)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	rel.Identity = identity[0]
+	if rel.Columns, err = loadColumns(ctx, q, rel); err != nil {
+		return nil, err
+	}
+	if err := resolveTypes(ctx, q, rel); err != nil {
+		return nil, err
+	}
+	rel.PrimaryKey, err = primaryKey(ctx, q, rel)
+	return rel, err
+}
+
+func loadColumns(ctx context.Context, q querier, rel *cdc.Relation) ([]cdc.Column, error) {
+	rows, err := q.Query(ctx, `
+		select a.attname, a.atttypid, a.atttypmod,
+			$2 = 'f' or exists (select 1 from pg_index x where x.indrelid = a.attrelid and a.attnum = any(x.indkey)
+				and case $2 when 'd' then x.indisprimary when 'i' then x.indisreplident end)
+		from pg_attribute a
+		where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+		order by a.attnum`, rel.OID, string(rel.Identity))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (cdc.Column, error) {
+		c := cdc.Column{Type: &cdc.Type{Kind: cdc.TypeBase, Delimiter: ','}}
+		var identity *bool
+		err := row.Scan(&c.Name, &c.Type.OID, &c.TypeMod, &identity)
+		c.Identity = identity != nil && *identity
+		return c, err
+	})
+}
+
+// Lag is what the server says of the slot.
+type Lag struct {
+	ServerEnd cdc.LSN `json:"server_end"`     // where the server writes now
+	Retained  int64   `json:"retained_bytes"` // of WAL that the server keeps for the slot
+}
+
+// Lag asks the server, at most every ten seconds; in between it gives what it was told last. It is safe for concurrent use.
+func (s *Stream) Lag(ctx context.Context) (Lag, error) {
+	const fresh = 10 * time.Second
+	c := s.catalog
+	c.mu.Lock()
+	lag, age := c.lag, time.Since(c.lagged)
+	c.mu.Unlock()
+	if age < fresh {
+		return lag, nil
+	}
+	err := c.with(ctx, func(q querier) error {
+		var end string
+		err := q.QueryRow(ctx, `
+			with now(lsn) as (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end)
+			select now.lsn::text, coalesce((select pg_wal_lsn_diff(now.lsn, restart_lsn)::bigint from pg_replication_slots where slot_name = $1), 0)
+			from now`, s.cfg.Slot).Scan(&end, &lag.Retained)
+		if err != nil {
+			return err
+		}
+		lag.ServerEnd, err = cdc.ParseLSN(end)
+		c.lag, c.lagged = lag, time.Now()
+		return err
+	})
+	if err != nil {
+		return Lag{}, fmt.Errorf("slot %s: %w", s.cfg.Slot, err)
+	}
+	return lag, nil
+}

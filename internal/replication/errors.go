@@ -1,0 +1,171 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Error is a state of the source that waiting does not mend: an operator has to act.
+type Error struct {
+	Reason   string // what is wrong, and what is at risk
+	Solution string // the command or step that mends it
+	Err      error  // the server's words, where there are any
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Reason)
+	if e.Err != nil {
+		fmt.Fprintf(&b, " (%v)", e.Err)
+	}
+	if e.Solution != "" {
+		b.WriteString("; " + e.Solution)
+	}
+	return b.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// IsPermanent says whether an error is for an operator, so that trying again is of no use.
+func IsPermanent(err error) bool {
+	var permanent *Error
+	return errors.As(err, &permanent)
+}
+
+// busyError says that another process reads the slot.
+type busyError struct {
+	slot   string
+	pid    int32
+	holder string // as far as the role may see it
+}
+
+func (e *busyError) Error() string {
+	return fmt.Sprintf("slot %q is active for PID %d (%s)", e.slot, e.pid, e.holder)
+}
+
+// Codes of appendix A of the manual, as far as they mean something here.
+const (
+	codeInvalidAuthorization = "28000"
+	codeInvalidPassword      = "28P01"
+	codeInvalidCatalogName   = "3D000"
+	codePrivilege            = "42501"
+	codeUndefinedTable       = "42P01"
+	codeUndefinedColumn      = "42703"
+	codeUndefinedObject      = "42704"
+	codeObjectInUse          = "55006"
+	codeNotInState           = "55000"
+	codeConfigurationLimit   = "53400"
+	codeUndefinedFile        = "58P01"
+)
+
+func sqlState(err error) (code, message string) {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code, pgErr.Message
+	}
+	return "", ""
+}
+
+// connectError turns a refusal to connect into an Error when an operator must act. A refusal after this process had been let
+// in once is taken for a passing trouble of the authentication service.
+func connectError(err error, streamed bool) error {
+	if streamed {
+		return fmt.Errorf("connect: %w", err)
+	}
+	switch code, _ := sqlState(err); code {
+	case codeInvalidAuthorization, codeInvalidPassword:
+		return &Error{
+			Reason:   "the server does not let this role in for replication",
+			Solution: "check user and password of source.url, and that pg_hba.conf has a line for the database and the role",
+			Err:      err,
+		}
+	case codeInvalidCatalogName:
+		return &Error{Reason: "the database does not exist", Solution: "correct the database name in source.url", Err: err}
+	case codePrivilege:
+		return privilegeError(err)
+	}
+	return fmt.Errorf("connect: %w", err)
+}
+
+func privilegeError(err error) *Error {
+	return &Error{
+		Reason: "the role may not do what capture needs",
+		Solution: "a superuser must run: ALTER ROLE … REPLICATION (on Amazon RDS: GRANT rds_replication TO …), and for manage: true the role" +
+			" needs CREATE on the database and must own the mapped tables",
+		Err: err,
+	}
+}
+
+// streamError turns what the server says when a slot is made, started or read into an Error when an operator must act.
+func streamError(cfg *Config, err error) error {
+	code, message := sqlState(err)
+	switch {
+	case code == codePrivilege:
+		return privilegeError(err)
+	case code == codeUndefinedObject && strings.Contains(message, "publication"):
+		return &Error{
+			Reason: fmt.Sprintf("publication %q did not exist yet, or was dropped, where slot %q stands: the changes from there on cannot be decoded",
+				cfg.Publication, cfg.Slot),
+			Solution: "make the publication, then drop and recreate the slot, empty the buffer and send the tables again: " + dropSlot(cfg.Slot),
+			Err:      err,
+		}
+	case code == codeConfigurationLimit:
+		return &Error{
+			Reason:   "the server has no free replication slot",
+			Solution: "drop a slot that nobody uses (SELECT * FROM pg_replication_slots WHERE NOT active), or raise max_replication_slots and restart the server",
+			Err:      err,
+		}
+	case code == codeUndefinedFile, code == codeNotInState && isLost(message):
+		return lostError(cfg.Slot, err)
+	case code == codeNotInState && strings.Contains(message, "wal_level"):
+		return walLevelError("", err)
+	}
+	return fmt.Errorf("replication: %w", err)
+}
+
+// isLost knows the server's ways of saying that a slot's WAL is gone (slot.c, logical.c; the words changed from 14 to 18).
+func isLost(message string) bool {
+	for _, words := range []string{"can no longer get changes", "can no longer access", "invalidated", "cannot read from logical replication slot"} {
+		if strings.Contains(message, words) {
+			return true
+		}
+	}
+	return false
+}
+
+func lostError(slot string, err error) *Error {
+	return &Error{
+		Reason: fmt.Sprintf("slot %q is lost: the server has removed or invalidated WAL that it needed, so changes since its last confirmed position will never arrive",
+			slot),
+		Solution: startAnew(slot) + "; raise max_slot_wal_keep_size so that it does not happen again",
+		Err:      err,
+	}
+}
+
+func walLevelError(level string, err error) *Error {
+	reason := "logical decoding is off"
+	if level != "" {
+		reason = fmt.Sprintf("wal_level is %q, and logical replication needs \"logical\"", level)
+	}
+	return &Error{Reason: reason, Solution: "ALTER SYSTEM SET wal_level = 'logical'; then restart the server", Err: err}
+}
+
+func dropSlot(slot string) string {
+	return fmt.Sprintf("SELECT pg_drop_replication_slot(%s)", quoteLiteral(slot))
+}
+
+// startAnew is the way out when changes are missing for good.
+func startAnew(slot string) string {
+	return "to start anew: " + dropSlot(slot) + ", empty the buffer (buffer.dir, or its streams), start cdcsync, and send the tables again with cdcsync backfill"
+}
+
+func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// isConflict says whether a Log's error means that another capture writes to it.
+func isConflict(err error) bool {
+	var conflict interface{ Conflict() bool }
+	return errors.As(err, &conflict) && conflict.Conflict()
+}

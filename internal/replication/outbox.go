@@ -1,0 +1,173 @@
+package replication
+
+import (
+	"sync"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+const (
+	// blockSize is the size at which a block is closed although the publisher is not ready for it.
+	blockSize = 256 << 10
+	// ringBytes of closed blocks let the reader go on while the log makes one durable.
+	ringBytes = 4 * blockSize
+	// sparesKept bounds the memory that waits for reuse; a buffer that one large row has stretched is not kept.
+	sparesKept  = ringBytes/blockSize + 1
+	spareLimit  = 2 * blockSize
+	footerSlack = 4 << 10
+)
+
+// outbox holds what the reader has received and the log has not stored yet.
+//
+// Blocks form by themselves: the publisher takes what is there when the last one is stored, so that low load gives small
+// blocks at once and high load gives large ones.
+type outbox struct {
+	mu     sync.Mutex
+	writer cdc.Writer // the block that grows
+	dirty  bool       // it has something that must be stored
+	sealed [][]byte   // closed blocks, oldest first
+	queued int        // bytes in sealed and in flight
+	flight bool       // the publisher has a block
+	spares [][]byte
+	state  []byte // the footer's State
+
+	stored    cdc.Resume // of the last block in the log
+	persisted cdc.LSN    // the incarnation's Confirmed, as the log has it
+	persist   cdc.LSN    // wanted there; 0 for nothing
+
+	work chan struct{} // size 1: there may be something for the publisher
+	room chan struct{} // size 1: there may be room for the reader
+}
+
+// newOutbox goes on after tail; before confirmed nothing is missing even where tail does not say so.
+func newOutbox(tail cdc.Footer, confirmed cdc.LSN) *outbox {
+	o := &outbox{
+		state: tail.State, stored: tail.Resume, persisted: confirmed,
+		work: make(chan struct{}, 1), room: make(chan struct{}, 1),
+	}
+	resume := tail.Resume
+	resume.End = max(resume.End, confirmed)
+	o.writer.Continue(resume)
+	return o
+}
+
+// reserve closes the block that grows when n more bytes would make it too large. o.mu is held.
+func (o *outbox) reserve(n int) {
+	if o.dirty && o.writer.Len()+n+footerSlack+len(o.state) > blockSize {
+		o.seal()
+	}
+}
+
+func (o *outbox) seal() {
+	var spare []byte
+	if n := len(o.spares); n > 0 {
+		spare, o.spares = o.spares[n-1], o.spares[:n-1]
+	}
+	block := o.writer.Seal(o.state, spare)
+	o.sealed = append(o.sealed, block)
+	o.queued += len(block)
+	o.dirty = false
+}
+
+// offer wakes the publisher when there is something to store. o.mu is held.
+func (o *outbox) offer() {
+	if !o.flight && (o.dirty || len(o.sealed) > 0 || o.persist > o.persisted) {
+		signal(o.work)
+	}
+}
+
+// take gives the publisher the next block, or nil.
+func (o *outbox) take() []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.sealed) == 0 {
+		if !o.dirty {
+			return nil
+		}
+		o.seal()
+	}
+	block := o.sealed[0]
+	o.sealed = append(o.sealed[:0], o.sealed[1:]...)
+	o.flight = true
+	return block
+}
+
+// done says that the block that take gave is stored, and takes its memory back.
+func (o *outbox) done(block []byte, resume cdc.Resume) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stored, o.flight = resume, false
+	o.queued -= len(block)
+	if cap(block) <= spareLimit && len(o.spares) < sparesKept {
+		o.spares = append(o.spares, block[:0])
+	}
+	signal(o.room)
+}
+
+// full says whether the reader has to wait.
+func (o *outbox) full() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.queued >= ringBytes
+}
+
+// progress is what is known about durability at one moment.
+type progress struct {
+	stored  cdc.LSN // end of the last transaction that is in the log whole
+	settled cdc.LSN // up to here nothing is missing in the log: stored, or further when nothing has come since
+	safe    cdc.LSN // up to here the log itself says so, also after a crash: what may be confirmed
+}
+
+func (o *outbox) progress() progress {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p := progress{stored: o.stored.End, settled: o.stored.End, safe: max(o.stored.End, o.persisted)}
+	if !o.dirty && len(o.sealed) == 0 && !o.flight {
+		p.settled = max(p.settled, o.writer.Resume().End)
+	}
+	return p
+}
+
+// remember asks the publisher to have the log remember that lsn may be confirmed although no block says so.
+func (o *outbox) remember(lsn cdc.LSN) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.persist = max(o.persist, lsn)
+	o.offer()
+}
+
+// wanted is the LSN to remember, 0 for none.
+func (o *outbox) wanted() cdc.LSN {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.persist <= o.persisted {
+		return 0
+	}
+	return o.persist
+}
+
+func (o *outbox) remembered(lsn cdc.LSN) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.persisted = max(o.persisted, lsn)
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// transaction is the one that the server is sending.
+type transaction struct {
+	xid     uint32
+	commit  cdc.LSN // 0 when none is open
+	at      time.Time
+	ordinal uint32 // changes received
+	stored  uint32 // of these, in the log from before a reconnect
+	skipped uint32 // received since the last one that was written
+	begun   bool   // the writer has it
+	bytes   int64  // received
+}

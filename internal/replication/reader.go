@@ -1,0 +1,355 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// ReaderOptions bounds what a Reader asks of the source. Zero fields have defaults.
+type ReaderOptions struct {
+	Connections      int           // default 4
+	StatementTimeout time.Duration // default 30 s
+}
+
+// Reader is the query side of the source: rows read back by key, lookups, the present form of tables. It is safe for
+// concurrent use. All values come as text under the same pinned settings as the stream's.
+type Reader struct {
+	pool *pgxpool.Pool
+
+	mu    sync.Mutex
+	types map[uint32]*cdc.Type
+}
+
+// Record is the columns of one row of a lookup.
+type Record []cdc.Value
+
+// LookupResult is what a lookup's SQL gave.
+type LookupResult struct {
+	Columns []cdc.Field         // of each Record: all columns of the result but the first
+	Records map[string][]Record // by the text of the first column, in the order of the result
+}
+
+// NewReader makes a pool; connections are opened when they are needed, so that an unreachable server is not an error here.
+func NewReader(ctx context.Context, url string, opts ReaderOptions) (*Reader, error) {
+	const (
+		connections = 4 // a few batches at a time: the source is somebody's production database
+		timeout     = 30 * time.Second
+	)
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, &Error{Reason: "source.query_url cannot be read", Solution: "write it as postgres://user:password@host:5432/database", Err: err}
+	}
+	if opts.Connections == 0 {
+		opts.Connections = connections
+	}
+	if opts.StatementTimeout == 0 {
+		opts.StatementTimeout = timeout
+	}
+	pin(cfg.ConnConfig.RuntimeParams)
+	cfg.ConnConfig.RuntimeParams["statement_timeout"] = strconv.FormatInt(opts.StatementTimeout.Milliseconds(), 10)
+	cfg.MaxConns = int32(opts.Connections)
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("query connections: %w", err)
+	}
+	return &Reader{pool: pool, types: make(map[uint32]*cdc.Type)}, nil
+}
+
+// Close waits until what is under way has ended.
+func (r *Reader) Close() { r.pool.Close() }
+
+// Relation gives a table as the stream would announce it now; nil when there is no such table.
+func (r *Reader) Relation(ctx context.Context, schema, name string) (*cdc.Relation, error) {
+	rel, err := loadRelation(ctx, r.pool, schema, name)
+	if err != nil {
+		return nil, fmt.Errorf("table %s.%s: %w", schema, name, err)
+	}
+	return rel, nil
+}
+
+// Rows reads columns of rows back, in one snapshot that sees every transaction in xids (it waits until there is one).
+//
+// keys holds, for each row, the text of the columns that KeyColumns names, in that order. The result has one element for each key:
+// nil when there is no such row (any more), else the columns asked for. A column that the table has no longer is Absent.
+func (r *Reader) Rows(ctx context.Context, rel *cdc.Relation, columns []int, keys [][]string, xids []uint32) ([][]cdc.Value, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	table, err := r.presentTable(ctx, rel)
+	if err != nil {
+		return nil, fmt.Errorf("read back %s: %w", rel, err)
+	}
+	result := make([][]cdc.Value, len(keys))
+	if table == nil {
+		return result, nil
+	}
+	present := make([]int, 0, len(columns)) // indexes in columns
+	for i, c := range columns {
+		if table.types[rel.Columns[c].Name] != "" {
+			present = append(present, i)
+		}
+	}
+	sql, err := table.rowsSQL(rel, columns, present)
+	if err != nil {
+		return nil, fmt.Errorf("read back %s: %w", rel, err)
+	}
+	found, err := r.read(ctx, sql, keyArrays(keys), xids)
+	if err != nil {
+		return nil, fmt.Errorf("read back %s: %w", rel, err)
+	}
+	for _, row := range found.rows {
+		n, err := strconv.Atoi(string(row[0].Data))
+		if err != nil || n < 1 || n > len(keys) {
+			return nil, fmt.Errorf("read back %s: row number %q", rel, row[0].Data)
+		}
+		values := make([]cdc.Value, len(columns))
+		for i, c := range present {
+			values[c] = row[1+i]
+		}
+		result[n-1] = values
+	}
+	return result, nil
+}
+
+// presentTable is a relation as the catalogue has it now.
+type presentTable struct {
+	name  string
+	types map[string]string // column: its type, to cast to; array types are given for the text array of keys
+}
+
+// presentTable finds the table by its OID, since it may have been renamed; nil when it is gone.
+func (r *Reader) presentTable(ctx context.Context, rel *cdc.Relation) (*presentTable, error) {
+	rows, err := r.pool.Query(ctx, `
+		select case when c.relkind = 'r' then 'only ' else '' end || format('%I.%I', n.nspname, c.relname), a.attname::text, format_type(a.atttypid, -1)
+		from pg_class c join pg_namespace n on n.oid = c.relnamespace
+		join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+		where c.oid = $1`, rel.OID)
+	if err != nil {
+		return nil, err
+	}
+	t := &presentTable{types: make(map[string]string)}
+	var column, typ string
+	if _, err := pgx.ForEachRow(rows, []any{&t.name, &column, &typ}, func() error {
+		t.types[column] = typ
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if t.name == "" {
+		return nil, nil
+	}
+	return t, nil
+}
+
+// rowsSQL takes one text array for each key column.
+func (t *presentTable) rowsSQL(rel *cdc.Relation, columns, present []int) (string, error) {
+	key := KeyColumns(rel)
+	if len(key) == 0 {
+		return "", &Error{Reason: "the table has no key by which rows can be read back", Solution: "give it a primary key"}
+	}
+	var arrays, names, join []string
+	for i, c := range key {
+		name := rel.Columns[c].Name
+		if t.types[name] == "" {
+			return "", fmt.Errorf("key column %s is gone", name)
+		}
+		arrays = append(arrays, fmt.Sprintf("$%d::text[]", i+1))
+		names = append(names, fmt.Sprintf("k%d", i+1))
+		join = append(join, fmt.Sprintf("t.%s = k.k%d::%s", quoteName(name), i+1, t.types[name]))
+	}
+	var b strings.Builder
+	b.WriteString("select k.n")
+	for _, i := range present {
+		b.WriteString(", t." + quoteName(rel.Columns[columns[i]].Name))
+	}
+	fmt.Fprintf(&b, " from unnest(%s) with ordinality as k(%s, n) join %s t on %s",
+		strings.Join(arrays, ", "), strings.Join(names, ", "), t.name, strings.Join(join, " and "))
+	return b.String(), nil
+}
+
+func quoteName(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+// keyArrays turns rows of keys into one array literal per column.
+func keyArrays(keys [][]string) [][]byte {
+	arrays := make([][]byte, len(keys[0]))
+	for i := range arrays {
+		arrays[i] = arrayLiteral(len(keys), func(n int) string { return keys[n][i] })
+	}
+	return arrays
+}
+
+// arrayLiteral writes an array as Postgres reads it (arrays-io in the manual).
+func arrayLiteral(n int, element func(int) string) []byte {
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	literal := []byte{'{'}
+	for i := range n {
+		if i > 0 {
+			literal = append(literal, ',')
+		}
+		literal = append(literal, '"')
+		literal = append(literal, escape.Replace(element(i))...)
+		literal = append(literal, '"')
+	}
+	return append(literal, '}')
+}
+
+// Lookup runs a query with $1 = the array of keys, in one snapshot that sees every transaction in xids. The server reads the keys as
+// whatever array type the query makes of $1.
+func (r *Reader) Lookup(ctx context.Context, sql string, keys []string, xids []uint32) (LookupResult, error) {
+	found, err := r.read(ctx, sql, [][]byte{arrayLiteral(len(keys), func(i int) string { return keys[i] })}, xids)
+	if err != nil {
+		return LookupResult{}, fmt.Errorf("lookup: %w", err)
+	}
+	if len(found.fields) == 0 {
+		return LookupResult{}, &Error{Reason: "the lookup's query gives no columns", Solution: "let its first column be the key"}
+	}
+	result := LookupResult{Records: make(map[string][]Record)}
+	if result.Columns, err = r.columns(ctx, found.fields[1:]); err != nil {
+		return LookupResult{}, fmt.Errorf("lookup: %w", err)
+	}
+	for _, row := range found.rows {
+		if row[0].Kind == cdc.Text {
+			key := string(row[0].Data)
+			result.Records[key] = append(result.Records[key], row[1:])
+		}
+	}
+	return result, nil
+}
+
+// columns resolves the types of a result.
+func (r *Reader) columns(ctx context.Context, fields []pgconn.FieldDescription) ([]cdc.Field, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	columns := make([]cdc.Field, len(fields))
+	var ask []uint32
+	for i, f := range fields {
+		columns[i] = cdc.Field{Name: f.Name, Type: r.types[f.DataTypeOID]}
+		if columns[i].Type == nil {
+			ask = append(ask, f.DataTypeOID)
+		}
+	}
+	if len(ask) == 0 {
+		return columns, nil
+	}
+	types, err := loadTypes(ctx, r.pool, ask)
+	if err != nil {
+		return nil, err
+	}
+	for i, f := range fields {
+		if columns[i].Type != nil {
+			continue
+		}
+		t := types[f.DataTypeOID]
+		if t == nil {
+			t = &cdc.Type{OID: f.DataTypeOID, Kind: cdc.TypeBase, Delimiter: ','}
+		}
+		r.types[f.DataTypeOID], columns[i].Type = t, t
+	}
+	return columns, nil
+}
+
+// found is the result of one query.
+type found struct {
+	fields []pgconn.FieldDescription
+	rows   []Record
+}
+
+// read runs a query with text parameters and text results, again and again until its snapshot sees all of xids.
+func (r *Reader) read(ctx context.Context, sql string, params [][]byte, xids []uint32) (found, error) {
+	const (
+		first   = time.Millisecond
+		longest = 100 * time.Millisecond
+	)
+	for wait := first; ; wait = min(2*wait, longest) {
+		result, seen, err := r.readOnce(ctx, sql, params, xids)
+		if err != nil || seen {
+			return result, err
+		}
+		select {
+		case <-ctx.Done():
+			return found{}, fmt.Errorf("wait until transactions are visible: %w", ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// readOnce sends all that it takes in one go: a transaction whose snapshot serves both questions.
+func (r *Reader) readOnce(ctx context.Context, sql string, params [][]byte, xids []uint32) (result found, seen bool, err error) {
+	conn, err := r.pool.Acquire(ctx)
+	if err != nil {
+		return found{}, false, err
+	}
+	defer conn.Release() // closes a connection that is in a transaction still
+	pipe := conn.Conn().PgConn().StartPipeline(ctx)
+	pipe.SendQueryParams("begin isolation level repeatable read, read only", nil, nil, nil, nil)
+	pipe.SendQueryParams("select pg_current_snapshot()::text, pg_is_in_recovery()::text", nil, nil, nil, nil)
+	pipe.SendQueryParams(sql, params, nil, nil, nil)
+	pipe.SendQueryParams("commit", nil, nil, nil, nil)
+	if err := pipe.Sync(); err != nil {
+		return found{}, false, errors.Join(err, pipe.Close())
+	}
+	var results [4]found
+	for i := range results {
+		if results[i], err = nextResult(pipe); err != nil {
+			_ = pipe.Close() // the first error says more
+			return found{}, false, err
+		}
+	}
+	if err := pipe.Close(); err != nil {
+		return found{}, false, err
+	}
+	snap, err := parseSnapshot(string(results[1].rows[0][0].Data))
+	if err != nil {
+		return found{}, false, err
+	}
+	snap.standby = string(results[1].rows[0][1].Data) == "true"
+	return results[2], snap.seesAll(xids), nil
+}
+
+func nextResult(pipe *pgconn.Pipeline) (found, error) {
+	results, err := pipe.GetResults()
+	if err != nil {
+		return found{}, err
+	}
+	reader, ok := results.(*pgconn.ResultReader)
+	if !ok {
+		return found{}, fmt.Errorf("answer to a query: %T", results)
+	}
+	f := found{fields: append([]pgconn.FieldDescription(nil), reader.FieldDescriptions()...)}
+	for reader.NextRow() {
+		f.rows = append(f.rows, copyRow(reader.Values()))
+	}
+	_, err = reader.Close()
+	return f, err
+}
+
+// copyRow takes a row out of the connection's buffer, into one piece of memory.
+func copyRow(values [][]byte) Record {
+	size := 0
+	for _, v := range values {
+		size += len(v)
+	}
+	memory := make([]byte, 0, size)
+	row := make(Record, len(values))
+	for i, v := range values {
+		if v == nil {
+			row[i].Kind = cdc.Null
+			continue
+		}
+		start := len(memory)
+		memory = append(memory, v...)
+		row[i] = cdc.Value{Kind: cdc.Text, Data: memory[start:len(memory):len(memory)]}
+	}
+	return row
+}

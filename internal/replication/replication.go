@@ -1,0 +1,167 @@
+// Package replication captures committed changes from one Postgres logical replication slot into a durable log of blocks.
+//
+// What to know first: progress and identity are (commit LSN, ordinal in the transaction); only the end of a commit, or a
+// keepalive's WAL end while no transaction is open, may be confirmed, and only once everything before it is stored. Rows are
+// copied, not decoded.
+package replication
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// DefaultMaxRow is the largest row that is carried when Config does not say.
+const DefaultMaxRow = 64 << 20
+
+// Config says what to capture, and from where.
+type Config struct {
+	URL         string // libpq URL or key=value string; several hosts and target_session_attrs are honoured
+	Slot        string
+	Publication string
+	// Manage makes the publication and the slot when they are missing, and keeps the publication in step with Tables.
+	Manage bool
+	Tables []Table
+	// AckDelivered moves the slot only when every sink has settled, for a log whose disk does not last.
+	AckDelivered bool
+	// MaxRow is the largest replication message that is carried, in bytes; 0 means DefaultMaxRow. It bounds memory: one such row is held at a time.
+	MaxRow int64
+}
+
+// Table is one mapped table. A partitioned table is named by its root.
+type Table struct {
+	Schema, Name                     string
+	Insert, Update, Delete, Truncate bool // operations that a mapping wants
+	NeedsFull                        bool // a sink wants the whole old row, so that REPLICA IDENTITY FULL is asked for
+}
+
+func (t Table) String() string { return t.Schema + "." + t.Name }
+
+// Log is where the stream stores its blocks. It is called by one goroutine at a time, except for Delivered.
+type Log interface {
+	// Tail returns the footer of the last whole block; ok is false when the log has never had one.
+	Tail(ctx context.Context) (footer cdc.Footer, ok bool, err error)
+	// Append stores the block durably: when it returns nil, the block survives a loss of power. While the log is full it
+	// waits. It retries by itself what can be retried. An error with a method Conflict() bool that gives true says that
+	// somebody else has appended since Tail. The block may be reused when Append returns.
+	Append(ctx context.Context, block []byte) error
+	// Source returns what SetSource stored last, nil for nothing.
+	Source(ctx context.Context) ([]byte, error)
+	// SetSource stores, as durably as Append, which slot the log belongs to and how far it may have been confirmed.
+	SetSource(ctx context.Context, state []byte) error
+	// Delivered is the LSN up to which every sink has settled. It must not block, and may be called at any time.
+	Delivered() cdc.LSN
+}
+
+// Stream captures one slot. Make it with New.
+type Stream struct {
+	cfg     Config
+	log     Log
+	logger  *slog.Logger
+	metrics *metrics
+	status  *board
+	catalog *catalog // the ordinary connection beside the stream
+}
+
+// New makes a stream; nothing is opened before Run. A nil registerer leaves the metrics unregistered.
+func New(cfg Config, log Log, logger *slog.Logger, reg prometheus.Registerer) *Stream {
+	if cfg.MaxRow == 0 {
+		cfg.MaxRow = DefaultMaxRow
+	}
+	s := &Stream{cfg: cfg, log: log, logger: logger, status: newBoard(cfg.Slot)}
+	s.catalog = newCatalog(cfg.URL)
+	s.metrics = newMetrics(reg, s.status)
+	return s
+}
+
+// Run captures until ctx ends, and then returns nil after a last status update. It reconnects for ever; the only errors it
+// returns are those that an operator must mend (see IsPermanent). Call it once.
+func (s *Stream) Run(ctx context.Context) error {
+	defer s.catalog.close()
+	var wait backoff
+	for {
+		before := s.status.storedLSN()
+		err := s.session(ctx)
+		switch {
+		case ctx.Err() != nil:
+			s.status.stopped("shutting down")
+			return nil
+		case IsPermanent(err):
+			s.status.stopped(err.Error())
+			return err
+		case s.status.storedLSN() > before:
+			wait = backoff{}
+		}
+		delay := wait.next()
+		s.retrying(ctx, err, delay)
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay):
+		}
+	}
+}
+
+// retrying tells why there is no stream now.
+func (s *Stream) retrying(ctx context.Context, err error, delay time.Duration) {
+	var busy *busyError
+	if errors.As(err, &busy) {
+		s.status.waiting(busy.Error())
+		s.logger.WarnContext(ctx, "replication slot is in use, standing by",
+			"slot", s.cfg.Slot, "pid", busy.pid, "holder", busy.holder, "retry_in", delay)
+		return
+	}
+	s.status.reconnecting(err.Error())
+	s.metrics.reconnects.Inc()
+	s.logger.WarnContext(ctx, "replication interrupted", "slot", s.cfg.Slot, "retry_in", delay, "err", err)
+}
+
+// backoff gives the waits between attempts: exponential with full jitter above a floor.
+type backoff struct{ attempts int }
+
+func (b *backoff) next() time.Duration {
+	const (
+		floor   = 100 * time.Millisecond
+		ceiling = 5 * time.Second // a standby takes over at most so long after the slot is free
+		doubles = 6
+	)
+	limit := min(ceiling, floor<<min(b.attempts, doubles))
+	b.attempts++
+	return floor + rand.N(limit)
+}
+
+// incarnation is what the log keeps to know its slot again.
+type incarnation struct {
+	System    string  `json:"system"`    // system identifier of the cluster
+	Slot      string  `json:"slot"`      // name
+	Created   cdc.LSN `json:"created"`   // where the slot began
+	Confirmed cdc.LSN `json:"confirmed"` // may have been confirmed without a block that says so
+}
+
+func decodeIncarnation(state []byte) (*incarnation, error) {
+	if len(state) == 0 {
+		return nil, nil
+	}
+	var inc incarnation
+	if err := json.Unmarshal(state, &inc); err != nil {
+		return nil, &Error{
+			Reason:   "what the buffer says of its slot cannot be read: " + err.Error(),
+			Solution: "run the version of cdcsync that wrote the buffer",
+		}
+	}
+	return &inc, nil
+}
+
+func (inc *incarnation) encode() []byte {
+	encoded, err := json.Marshal(inc)
+	if err != nil { // strings and LSNs always marshal
+		return nil
+	}
+	return encoded
+}

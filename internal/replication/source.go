@@ -1,0 +1,390 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// oldestServer is the first version whose pgoutput and catalogue are as this package expects.
+const oldestServer = 140000
+
+// survey is what the source looks like, as far as capture cares.
+type survey struct {
+	version       int
+	walLevel      string
+	senderTimeout time.Duration
+	keepSize      int64 // max_slot_wal_keep_size in MB; -1 for no limit
+	recovering    bool
+	database      string
+	user          string
+	tables        []tableFacts // as Config.Tables
+	publication   *publicationFacts
+	slot          *slotFacts
+}
+
+// tableFacts is what the catalogue says of a mapped table. Leaves are the partitions that hold rows.
+type tableFacts struct {
+	Table       Table
+	exists      bool
+	kind        string // pg_class.relkind
+	persistence string // pg_class.relpersistence
+	identity    string // pg_class.relreplident
+	identified  bool   // its replica identity names a row
+	primaryKey  bool
+	readable    bool     // the role may SELECT
+	generated   []string // columns that are not published
+	strayLeaves []string // leaves whose replica identity differs from the root's or names no row
+	notFull     []string // the table and its leaves without REPLICA IDENTITY FULL
+}
+
+type publicationFacts struct {
+	allTables, viaRoot               bool
+	insert, update, delete, truncate bool
+	named                            map[string]bool // tables that it names
+	covered                          map[string]bool // tables whose changes come under this name
+}
+
+type slotFacts struct {
+	plugin, database string
+	temporary        bool
+	activePID        int32 // 0 for none
+	holder           string
+	confirmed        cdc.LSN
+	walStatus        string
+	invalid          string // why it is invalidated
+	transactions     int64  // decoded for it, as far as the server's statistics go back
+}
+
+func surveySource(ctx context.Context, q querier, cfg *Config) (*survey, error) {
+	sv := &survey{}
+	var timeout int64
+	err := q.QueryRow(ctx, `
+		select current_setting('server_version_num')::int, current_setting('wal_level'),
+			(select setting::bigint from pg_settings where name = 'wal_sender_timeout'),
+			(select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size'),
+			pg_is_in_recovery(), current_database()::text, current_user::text`).
+		Scan(&sv.version, &sv.walLevel, &timeout, &sv.keepSize, &sv.recovering, &sv.database, &sv.user)
+	if err != nil {
+		return nil, fmt.Errorf("server settings: %w", err)
+	}
+	sv.senderTimeout = time.Duration(timeout) * time.Millisecond
+	if sv.version < oldestServer {
+		return nil, &Error{
+			Reason:   fmt.Sprintf("the server is Postgres %d, and cdcsync needs 14 or newer", sv.version/10000),
+			Solution: "upgrade the server",
+		}
+	}
+	if sv.tables, err = surveyTables(ctx, q, cfg.Tables); err != nil {
+		return nil, fmt.Errorf("mapped tables: %w", err)
+	}
+	if sv.publication, err = surveyPublication(ctx, q, cfg.Publication); err != nil {
+		return nil, fmt.Errorf("publication %s: %w", cfg.Publication, err)
+	}
+	if sv.slot, err = surveySlot(ctx, q, cfg.Slot); err != nil {
+		return nil, fmt.Errorf("slot %s: %w", cfg.Slot, err)
+	}
+	return sv, nil
+}
+
+func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts, error) {
+	if len(tables) == 0 {
+		return nil, nil
+	}
+	schemas, names := make([]string, len(tables)), make([]string, len(tables))
+	for i, t := range tables {
+		schemas[i], names[i] = t.Schema, t.Name
+	}
+	rows, err := q.Query(ctx, `
+		with wanted as (
+			select w.n, c.oid, c.relkind, c.relpersistence, c.relreplident
+			from unnest($1::text[], $2::text[]) with ordinality as w(schema, name, n)
+			left join pg_namespace s on s.nspname = w.schema
+			left join pg_class c on c.relnamespace = s.oid and c.relname = w.name
+		), member as ( -- the table and the partitions that hold its rows
+			select w.n, c.oid, c.oid = w.oid as root, c.relkind, c.relreplident, c.oid::regclass::text as name,
+				coalesce(case c.relreplident
+					when 'f' then true
+					when 'd' then exists (select 1 from pg_index x where x.indrelid = c.oid and x.indisprimary)
+					when 'i' then exists (select 1 from pg_index x where x.indrelid = c.oid and x.indisreplident)
+				end, false) as identified
+			from wanted w cross join lateral (
+				select w.oid as oid union select relid::oid from pg_partition_tree(w.oid) where isleaf
+			) tree join pg_class c on c.oid = tree.oid
+		)
+		select w.oid is not null, coalesce(w.relkind::text, ''), coalesce(w.relpersistence::text, ''), coalesce(w.relreplident::text, ''),
+			coalesce((select m.identified from member m where m.n = w.n and m.root), false),
+			exists (select 1 from pg_index x where x.indrelid = w.oid and x.indisprimary),
+			coalesce(has_table_privilege(w.oid, 'SELECT'), false),
+			array(select a.attname::text from pg_attribute a
+				where a.attrelid = w.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> '' order by a.attnum),
+			array(select m.name from member m
+				where m.n = w.n and not m.root and (m.relreplident <> w.relreplident or not m.identified) order by m.name),
+			array(select m.name from member m where m.n = w.n and m.relreplident <> 'f' order by m.root desc, m.name)
+		from wanted w order by w.n`, schemas, names)
+	if err != nil {
+		return nil, err
+	}
+	i := 0
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (tableFacts, error) {
+		t := tableFacts{Table: tables[i]}
+		i++
+		err := row.Scan(&t.exists, &t.kind, &t.persistence, &t.identity, &t.identified, &t.primaryKey, &t.readable,
+			&t.generated, &t.strayLeaves, &t.notFull)
+		return t, err
+	})
+}
+
+func surveyPublication(ctx context.Context, q querier, name string) (*publicationFacts, error) {
+	p := &publicationFacts{named: make(map[string]bool), covered: make(map[string]bool)}
+	err := q.QueryRow(ctx, `
+		select puballtables, pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate from pg_publication where pubname = $1`, name).
+		Scan(&p.allTables, &p.viaRoot, &p.insert, &p.update, &p.delete, &p.truncate)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	rows, err := q.Query(ctx, `
+		select n.nspname || '.' || c.relname, true
+		from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
+		join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
+		where p.pubname = $1
+		union all
+		select schemaname || '.' || tablename, false from pg_publication_tables where pubname = $1`, name)
+	if err != nil {
+		return nil, err
+	}
+	var table string
+	var named bool
+	_, err = pgx.ForEachRow(rows, []any{&table, &named}, func() error {
+		if named {
+			p.named[table] = true
+		} else {
+			p.covered[table] = true
+		}
+		return nil
+	})
+	return p, err
+}
+
+func surveySlot(ctx context.Context, q querier, name string) (*slotFacts, error) {
+	s := &slotFacts{}
+	var confirmed string
+	err := q.QueryRow(ctx, `
+		select coalesce(s.plugin, 'none')::text, coalesce(s.database, '')::text, s.temporary, coalesce(s.active_pid, 0),
+			coalesce(format('role %s, application %s, from %s', a.usename, a.application_name, coalesce(host(a.client_addr), 'a local socket')),
+				'of which this role may see nothing more'),
+			coalesce(s.confirmed_flush_lsn::text, '0/0'), coalesce(s.wal_status, ''),
+			coalesce(to_jsonb(s) ->> 'invalidation_reason', ''), coalesce(st.total_txns, 0)
+		from pg_replication_slots s
+		left join pg_stat_activity a on a.pid = s.active_pid
+		left join pg_stat_replication_slots st on st.slot_name = s.slot_name
+		where s.slot_name = $1`, name).
+		Scan(&s.plugin, &s.database, &s.temporary, &s.activePID, &s.holder, &confirmed, &s.walStatus, &s.invalid, &s.transactions)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.confirmed, err = cdc.ParseLSN(confirmed)
+	return s, err
+}
+
+// plan is where a session begins.
+type plan struct {
+	tail          cdc.Footer
+	source        incarnation
+	senderTimeout time.Duration
+}
+
+// start is the LSN before which nothing is needed any more.
+func (p *plan) start() cdc.LSN { return max(p.tail.Resume.End, p.source.Confirmed) }
+
+// command asks for the slot's changes; the server goes on from its own confirmed position when that is later.
+func (p *plan) command(cfg *Config) string {
+	publication := quoteLiteral(pgx.Identifier{cfg.Publication}.Sanitize())
+	return fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '2', publication_names %s)",
+		pgx.Identifier{cfg.Slot}.Sanitize(), p.start(), publication)
+}
+
+// prepare looks at the source and the log, refuses what would lose changes, and makes what is missing when that is wanted.
+func (s *Stream) prepare(ctx context.Context, conn *pgx.Conn) (*plan, error) {
+	sv, err := surveySource(ctx, conn, &s.cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := firstFailure(findings(sv, &s.cfg)); err != nil {
+		return nil, err
+	}
+	if slot := sv.slot; slot != nil && slot.activePID != 0 {
+		return nil, &busyError{slot: s.cfg.Slot, pid: slot.activePID, holder: slot.holder}
+	}
+	system, err := systemIdentifier(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{senderTimeout: sv.senderTimeout}
+	known, tailOK, err := s.readLog(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.compare(system, sv.slot, known, p, tailOK); err != nil {
+		return nil, err
+	}
+	if s.cfg.Manage { // the publication first: a slot that is older than it cannot decode
+		if err := s.managePublication(ctx, conn, sv); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case known != nil:
+		p.source = *known
+	case sv.slot != nil:
+		p.source = incarnation{Created: sv.slot.confirmed, Confirmed: sv.slot.confirmed}
+	default:
+		if p.source.Created, err = s.createSlot(ctx, conn); err != nil {
+			return nil, err
+		}
+		p.source.Confirmed = p.source.Created
+	}
+	p.source.System, p.source.Slot = system, s.cfg.Slot
+	if known == nil {
+		if err := s.log.SetSource(ctx, p.source.encode()); err != nil {
+			return nil, fmt.Errorf("store slot: %w", err)
+		}
+	}
+	return p, nil
+}
+
+func firstFailure(list []Finding) error {
+	for _, f := range list {
+		if f.Severity == Failure {
+			return &Error{Reason: f.Message, Solution: f.Solution}
+		}
+	}
+	return nil
+}
+
+func (s *Stream) readLog(ctx context.Context, p *plan) (known *incarnation, tailOK bool, err error) {
+	if p.tail, tailOK, err = s.log.Tail(ctx); err != nil {
+		return nil, false, fmt.Errorf("read the end of the buffer: %w", err)
+	}
+	state, err := s.log.Source(ctx)
+	if err != nil {
+		return nil, false, fmt.Errorf("read the buffer's slot: %w", err)
+	}
+	known, err = decodeIncarnation(state)
+	return known, tailOK, err
+}
+
+// compare refuses a slot and a log that do not belong together.
+func (s *Stream) compare(system string, slot *slotFacts, known *incarnation, p *plan, tailOK bool) error {
+	switch {
+	case known != nil && known.System != system:
+		return &Error{
+			Reason: fmt.Sprintf("the buffer holds changes of another server (system identifier %s, this one has %s): positions of the two cannot be compared",
+				known.System, system),
+			Solution: "correct source.url, or give this source a buffer of its own (buffer.dir)",
+		}
+	case known != nil && known.Slot != s.cfg.Slot:
+		return &Error{
+			Reason:   fmt.Sprintf("the buffer holds changes of slot %q, the configuration says %q", known.Slot, s.cfg.Slot),
+			Solution: "correct source.slot, or give this slot a buffer of its own (buffer.dir)",
+		}
+	case slot == nil && (known != nil || tailOK):
+		return &Error{
+			Reason:   fmt.Sprintf("slot %q is gone: changes since %s will never arrive", s.cfg.Slot, p.tail.Resume.End),
+			Solution: "empty the buffer (buffer.dir, or its streams), start cdcsync, which makes a new slot, and send the tables again with cdcsync backfill",
+		}
+	case slot == nil:
+		return nil
+	}
+	reached := p.tail.Resume.End
+	if known != nil {
+		reached = max(reached, known.Confirmed)
+	}
+	fresh := !tailOK && (s.cfg.AckDelivered || known == nil && slot.transactions == 0)
+	if fresh || slot.confirmed <= reached {
+		return nil
+	}
+	return &Error{
+		Reason: fmt.Sprintf("slot %q is confirmed up to %s, but the buffer reaches only to %s: the buffer was lost or is an older copy, or the slot was"+
+			" dropped and made again; changes in between may not have been delivered", s.cfg.Slot, slot.confirmed, reached),
+		Solution: "restore the buffer, or, " + startAnew(s.cfg.Slot),
+	}
+}
+
+func systemIdentifier(ctx context.Context, conn *pgx.Conn) (string, error) {
+	results, err := conn.PgConn().Exec(ctx, "IDENTIFY_SYSTEM").ReadAll()
+	if err != nil {
+		return "", fmt.Errorf("identify system: %w", err)
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) == 0 {
+		return "", errors.New("identify system: no row")
+	}
+	return string(results[0].Rows[0][0]), nil
+}
+
+// createSlot returns the slot's first consistent LSN. The server waits until the transactions that are open now have ended.
+func (s *Stream) createSlot(ctx context.Context, conn *pgx.Conn) (cdc.LSN, error) {
+	const patience = 5 * time.Second
+	timer := time.AfterFunc(patience, func() {
+		s.logger.WarnContext(ctx, "making the slot waits for open transactions to end; see pg_stat_activity, oldest xact_start first", "slot", s.cfg.Slot)
+	})
+	defer timer.Stop()
+	var at string
+	err := conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot).Scan(&at)
+	if err != nil {
+		return 0, streamError(&s.cfg, err)
+	}
+	s.logger.InfoContext(ctx, "slot made", "slot", s.cfg.Slot, "lsn", at)
+	return cdc.ParseLSN(at)
+}
+
+// managePublication makes the publication name exactly the mapped tables.
+func (s *Stream) managePublication(ctx context.Context, conn *pgx.Conn, sv *survey) error {
+	for _, st := range publicationStatements(&s.cfg, sv.publication) {
+		if _, err := conn.Exec(ctx, st.SQL); err != nil {
+			return streamError(&s.cfg, fmt.Errorf("%s: %w", st.Why, err))
+		}
+		s.logger.InfoContext(ctx, "publication managed", "publication", s.cfg.Publication, "why", st.Why)
+	}
+	return nil
+}
+
+// publicationStatements is what turns the present publication, nil for none, into the one that is wanted.
+func publicationStatements(cfg *Config, p *publicationFacts) []Statement {
+	const options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+	name := pgx.Identifier{cfg.Publication}.Sanitize()
+	tables := make([]string, len(cfg.Tables))
+	same := p != nil && len(p.named) == len(cfg.Tables)
+	for i, t := range cfg.Tables {
+		tables[i] = pgx.Identifier{t.Schema, t.Name}.Sanitize()
+		same = same && p.named[t.String()]
+	}
+	list := strings.Join(tables, ", ")
+	if p == nil {
+		sql := "CREATE PUBLICATION " + name
+		if list != "" {
+			sql += " FOR TABLE " + list
+		}
+		return []Statement{{SQL: sql + " WITH (" + options + ")", Why: "the publication is missing"}}
+	}
+	var statements []Statement
+	if !same && !p.allTables && list != "" {
+		statements = append(statements, Statement{SQL: "ALTER PUBLICATION " + name + " SET TABLE " + list, Why: "the publication names other tables than the mappings"})
+	}
+	if !p.insert || !p.update || !p.delete || !p.truncate || !p.viaRoot {
+		statements = append(statements, Statement{SQL: "ALTER PUBLICATION " + name + " SET (" + options + ")", Why: "the publication has other options"})
+	}
+	return statements
+}
