@@ -27,7 +27,7 @@ type Fanatics struct {
 	auth bearer
 }
 
-func newFanatics(cfg Config, deps Deps) (*Fanatics, error) {
+func newFanatics(cfg Config, deps Deps) (Sink, error) {
 	auth, err := fanaticsAuth(cfg, deps)
 	if err != nil {
 		return nil, err

@@ -19,7 +19,7 @@ type FanbaseBatch struct {
 	head []byte // {"systemId":42,"data":[
 }
 
-func newFanbaseBatch(cfg Config, deps Deps) (*FanbaseBatch, error) {
+func newFanbaseBatch(cfg Config, deps Deps) (Sink, error) {
 	auth, err := fanbaseAuth(cfg, deps)
 	if err != nil {
 		return nil, err

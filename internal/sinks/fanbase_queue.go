@@ -20,7 +20,7 @@ type FanbaseQueue struct {
 	confirm Confirm
 }
 
-func newFanbaseQueue(cfg Config, deps Deps) (*FanbaseQueue, error) {
+func newFanbaseQueue(cfg Config, deps Deps) (Sink, error) {
 	auth, err := fanbaseAuth(cfg, deps)
 	if err != nil {
 		return nil, err
@@ -67,23 +67,24 @@ func (q *FanbaseQueue) Deliver(ctx context.Context, items []Item, idempotencyKey
 	if err != nil {
 		return nil, err
 	}
+	return q.settle(got)
+}
+
+func (q *FanbaseQueue) settle(got *answer) ([]Outcome, error) {
 	var object queued
 	if json.Unmarshal(got.body, &object) != nil || (object.ID == "" && object.ICode == "") {
 		return nil, q.garbled(got, "is no object of the queue")
 	}
-	return []Outcome{q.outcome(object)}, nil
-}
-
-func (q *FanbaseQueue) outcome(o queued) Outcome {
+	outcome := Outcome{Status: Accepted, Tracking: string(object.ID)}
 	switch {
-	case o.ICode != "0" && o.ICode != "", o.ProcessStatus == "failed":
-		return o.rejected()
-	case o.ProcessStatus == "completed", q.confirm == ConfirmAccepted:
-		return Outcome{Status: Delivered}
-	case o.ID == "":
-		return Outcome{Status: Delivered, Remark: "queued without an id: whether it was processed cannot be asked"}
+	case object.ICode != "0" && object.ICode != "", object.ProcessStatus == "failed":
+		outcome = object.rejected()
+	case object.ProcessStatus == "completed", q.confirm == ConfirmAccepted:
+		outcome = Outcome{Status: Delivered}
+	case object.ID == "":
+		outcome = Outcome{Status: Delivered, Remark: "queued without an id: whether it was processed cannot be asked"}
 	}
-	return Outcome{Status: Accepted, Tracking: string(o.ID)}
+	return []Outcome{outcome}, nil
 }
 
 func (o *queued) rejected() Outcome {

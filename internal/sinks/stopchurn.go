@@ -16,7 +16,7 @@ const stopChurnPath = "/client-data/update"
 // say whether a part of it was taken: items are full rows, so sending them again in halves does no harm.
 type StopChurn struct{ *caller }
 
-func newStopChurn(cfg Config, deps Deps) (*StopChurn, error) {
+func newStopChurn(cfg Config, deps Deps) (Sink, error) {
 	c, err := newCaller(cfg, deps, apiKey{cfg.APIKey})
 	if err != nil {
 		return nil, err

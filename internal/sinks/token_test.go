@@ -23,6 +23,7 @@ func grantFor(seconds int, scope string) answering {
 func TestTokenRequests(t *testing.T) {
 	for typ, check := range map[string]func(t *testing.T, grant, call request){
 		sinks.TypeFanbaseBatch: func(t *testing.T, grant, call request) {
+			t.Helper()
 			query := grant.URL.Query()
 			if len(query) != 4 || query.Get("grant_type") != "client_credentials" || query.Get("client_id") != "client" ||
 				query.Get("client_secret") != plantedSecret || query.Get("tenant") != "a b" || grant.body != "" || grant.ContentLength != 0 {
@@ -33,6 +34,7 @@ func TestTokenRequests(t *testing.T) {
 			}
 		},
 		sinks.TypeFanatics: func(t *testing.T, grant, call request) {
+			t.Helper()
 			const body = "client_id=client&client_secret=s3cret+planted%260815&grant_type=client_credentials&scope=tier_points%3Aoverride"
 			if grant.body != body || grant.URL.RawQuery != "tenant=a+b" || grant.Header.Get("Content-Type") != "application/x-www-form-urlencoded" {
 				t.Errorf("query %s, body %s", grant.URL.RawQuery, grant.body)
