@@ -153,32 +153,38 @@ func (c *checker) parents(m *Mapping) {
 			siblings = append(siblings, o.Name)
 		}
 	}
-	for i, name := range m.Parents {
-		at := fmt.Sprintf("%s.parents[%d]", m.Path, i)
+	for i, p := range m.Parents {
+		at := fmt.Sprintf("%s.parents[%d].mapping", m.Path, i)
+		parent := c.parent(m, p)
 		switch {
-		case !slices.Contains(siblings, name):
-			c.wrong(m.File, at, fmt.Sprintf("sink %s has no other mapping %q", m.Sink, name), problem.Nearest(name, siblings))
-		case c.descends(name, m.Name, nil):
-			c.wrong(m.File, at, fmt.Sprintf("%q waits for this mapping in its turn", name), "")
+		case p.Mapping == "":
+		case parent == nil:
+			c.wrong(m.File, at, fmt.Sprintf("sink %s has no other mapping %q", m.Sink, p.Mapping), problem.Nearest(p.Mapping, siblings))
+		case c.descends(parent, m, nil):
+			c.wrong(m.File, at, fmt.Sprintf("%q waits for this mapping in its turn", p.Mapping), "")
 		}
 	}
 }
 
-// descends says whether the mapping called name has ancestor among its parents' parents.
-func (c *checker) descends(name, ancestor string, seen []string) bool {
-	if name == ancestor {
-		return true
-	}
-	if slices.Contains(seen, name) {
-		return false
-	}
-	seen = append(seen, name)
+// parent finds the mapping that p names, nil when there is none.
+func (c *checker) parent(m *Mapping, p Parent) *Mapping {
+	named, err := parseTable(p.Mapping)
 	for i := range c.config.Mappings {
-		if m := &c.config.Mappings[i]; m.Name == name {
-			return slices.ContainsFunc(m.Parents, func(p string) bool { return c.descends(p, ancestor, seen) })
+		o := &c.config.Mappings[i]
+		if o != m && o.Sink == m.Sink && (o.Name == p.Mapping || err == nil && o.Table == named) {
+			return o
 		}
 	}
-	return false
+	return nil
+}
+
+// descends says whether m has ancestor among its parents' parents.
+func (c *checker) descends(m, ancestor *Mapping, seen []*Mapping) bool {
+	if m == nil || slices.Contains(seen, m) {
+		return false
+	}
+	seen = append(seen, m)
+	return m == ancestor || slices.ContainsFunc(m.Parents, func(p Parent) bool { return c.descends(c.parent(m, p), ancestor, seen) })
 }
 
 func (c *checker) names() {

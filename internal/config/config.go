@@ -186,7 +186,7 @@ type DeadLetters struct {
 
 // Mapping says which rows go to which sink and what they look like there.
 //
-// When, Key, Item, Lookup.Key and Refresh.By are templates: trees without aliases and merge keys, of Kind 0 where the file has none.
+// When, Key, Item, Lookup.Key, Refresh.By and Parent.Key are templates: trees without aliases and merge keys, of Kind 0 where the file has none.
 type Mapping struct {
 	File  string // that the mapping stands in
 	Path  string // in that file, such as mappings[2]
@@ -203,7 +203,7 @@ type Mapping struct {
 	Item     yaml.Node
 	Lookups  []Lookup // in the order of the file
 	Refresh  *Refresh // instead of Item
-	Parents  []string // names of mappings to the same sink
+	Parents  []Parent
 	Backfill Backfill
 }
 
@@ -243,6 +243,12 @@ type Refresh struct {
 	Table Table  // whose mapping to the same sink renders the item
 	Key   string // the column of Table to look By up in
 	By    yaml.Node
+}
+
+// Parent is a record that must be delivered before this one.
+type Parent struct {
+	Mapping string // the name or the table of a mapping to the same sink
+	Key     yaml.Node
 }
 
 // Sink finds a sink by name, nil when there is none.

@@ -408,8 +408,8 @@ func (m *Mapping) keys() []key {
 			doc: "Send the item of another table again when a row of this one changes, once however many did. Either this or `item`.",
 		},
 		{
-			name: "parents", value: list[string]{&m.Parents, text}, derived: "none",
-			doc: "Names of mappings to the same sink whose items with the same key must be delivered first.",
+			name: "parents", value: sections[Parent]{&m.Parents, func(_ *decoder, _ *yaml.Node, _ string, p *Parent) section { return p }}, derived: "none",
+			doc: "Records that must be delivered before this one, such as an order's user.",
 		},
 		{
 			name: "backfill", value: enum(&m.Backfill, BackfillNone, BackfillInitial), fallback: string(BackfillNone),
@@ -441,6 +441,13 @@ func lookupSQL(sql string) error {
 		return &mistake{message: "does not use $1, the array of keys: end it with where … = any($1)"}
 	}
 	return nil
+}
+
+func (p *Parent) keys() []key {
+	return []key{
+		{name: "mapping", value: text(&p.Mapping), required: true, doc: "The name, or the table, of a mapping to the same sink."},
+		{name: "key", value: template{&p.Key, "template", schema{"type": "string"}}, required: true, doc: "That record's key, from this row: `$column` or `=expression`. Null means that there is none."},
+	}
 }
 
 func (r *Refresh) keys() []key {

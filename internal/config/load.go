@@ -15,7 +15,8 @@ import (
 
 // Load reads the configuration at path and the files that it includes. lookupEnv is os.LookupEnv but for tests.
 //
-// Its error is a problem.List with everything that is wrong in all files.
+// Its error is a problem.List with everything that is wrong in all files. The Config then holds what could be read: it serves to
+// find further problems, and nothing else.
 func Load(path string, lookupEnv func(name string) (value string, ok bool)) (*Config, error) {
 	l := loader{
 		config: &Config{File: path}, env: lookupEnv, readFile: os.ReadFile, glob: filepath.Glob,
@@ -45,10 +46,7 @@ func (l *loader) load(path string) (*Config, error) {
 		c.warnings.Sort()
 		l.config.Warnings = c.warnings
 	}
-	if err := l.problems.Err(); err != nil {
-		return nil, err
-	}
-	return l.config, nil
+	return l.config, l.problems.Err()
 }
 
 // file decodes one file into s. It returns false when there is no tree to speak of.

@@ -56,6 +56,8 @@ func entries(t *testing.T) []*entry {
 				walk(new(Lookup), path+k.name+".*.", typ)
 			case sections[Mapping]:
 				walk(new(Mapping), path+k.name+"[].", typ)
+			case sections[Parent]:
+				walk(new(Parent), path+k.name+"[].", typ)
 			}
 		}
 	}
@@ -110,7 +112,7 @@ func TestExampleHasEveryKey(t *testing.T) {
 		}
 	}
 	walk(root, "")
-	known := map[string]bool{"": true, "mappings[]": true, "mappings[].lookups.*": true}
+	known := map[string]bool{"": true, "mappings[]": true, "mappings[].parents[]": true, "mappings[].lookups.*": true}
 	for _, typ := range SinkTypes() {
 		known["sinks.* "+string(typ)] = true
 	}
