@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -36,7 +37,7 @@ type daemon struct {
 	mu        sync.Mutex
 	status    admin.Status
 	letters   []admin.Letter
-	failPage  string // List fails for this cursor
+	failAt    int // Letters fails there; 0 for never
 	asked     []string
 	lastWhich admin.Selection
 }
@@ -68,22 +69,18 @@ func (d *daemon) Resume(_ context.Context, sink string) error {
 
 type letters struct{ *daemon }
 
-func (d letters) List(_ context.Context, f admin.LetterFilter) (admin.LetterPage, error) {
-	if d.failPage != "" && f.Cursor == d.failPage {
-		return admin.LetterPage{}, errors.New("the disk is gone")
-	}
-	start, _ := strconv.Atoi(f.Cursor)
-	var page admin.LetterPage
-	for i := start; i < len(d.letters); i++ {
-		if len(page.Letters) == min(f.Limit, 2) { // small pages, so that there are several
-			page.Next = strconv.Itoa(i)
-			break
-		}
-		if f.Sink == "" || f.Sink == d.letters[i].Sink {
-			page.Letters = append(page.Letters, d.letters[i])
+func (d letters) Letters(_ context.Context, f admin.LetterFilter) iter.Seq2[admin.Letter, error] {
+	return func(yield func(admin.Letter, error) bool) {
+		for i, letter := range d.letters {
+			if i == d.failAt && d.failAt > 0 {
+				yield(admin.Letter{}, errors.New("the disk is gone"))
+				return
+			}
+			if f.Limit > 0 && i == f.Limit || (f.Sink == "" || f.Sink == letter.Sink) && !yield(letter, nil) {
+				return
+			}
 		}
 	}
-	return page, nil
 }
 
 func (d letters) Letter(_ context.Context, id string) (admin.Letter, error) {
@@ -94,10 +91,10 @@ func (d letters) Letter(_ context.Context, id string) (admin.Letter, error) {
 	return d.letters[i], nil
 }
 
-func (d letters) Retry(_ context.Context, which admin.Selection, force bool) (admin.RetryResult, error) {
+func (d letters) Retry(_ context.Context, which admin.Selection, force bool) ([]admin.Retried, error) {
 	d.note("retry force=%t", force)
 	d.lastWhich = which
-	return admin.RetryResult{Delivered: 1, Superseded: 2, Rejected: 3, Pending: 4}, nil
+	return []admin.Retried{{ID: "1", Outcome: admin.RetryQueued}, {ID: "2", Outcome: "rejected", Reason: "no such column"}}, nil
 }
 
 func (d letters) Discard(_ context.Context, which admin.Selection) (int, error) {
@@ -144,7 +141,7 @@ func newDaemon() *daemon {
 	}}
 	for i := range 5 {
 		d.letters = append(d.letters, admin.Letter{
-			ID: fmt.Sprintf("0/16B3748#%d/users#1", i+1), State: admin.LetterParked, Sink: "crm", Mapping: "users", Table: "public.users", Op: "update", Key: "42",
+			ID: fmt.Sprintf("0/16B3748#%d/users#1", i+1), State: admin.LetterOpen, Sink: "crm", Mapping: "users", Table: "public.users", Op: "update", Key: "42",
 			Reason: "data.email: \"\" is not an address", Attempts: 1, ParkedAt: began,
 			Item: json.RawMessage(`{"name":"Åse <a&b>"}`), Row: json.RawMessage(`{"id":42}`),
 		})
@@ -197,12 +194,14 @@ func TestReadiness(t *testing.T) {
 		change func(*admin.Status)
 		want   string // part of the answer; empty means ready
 	}{
-		"streaming":         {func(*admin.Status) {}, ""},
-		"vendor down":       {func(s *admin.Status) { s.Sinks[0].State = admin.SinkRetrying }, ""},
-		"paused by hand":    {func(s *admin.Status) { s.Sinks[0].State = admin.SinkPaused }, ""},
-		"connecting":        {func(s *admin.Status) { s.Source.State, s.Source.Reason = admin.SourceConnecting, "connection refused" }, "source is connecting: connection refused"},
-		"standby":           {func(s *admin.Status) { s.Source.State, s.Source.Reason = admin.SourceStandby, "slot held by PID 7" }, "source is standby: slot held by PID 7"},
-		"buffer full":       {func(s *admin.Status) { s.Source.State, s.Buffer.Full = admin.SourceFull, true }, "buffer is full (10.0 GiB)"},
+		"streaming":      {func(*admin.Status) {}, ""},
+		"vendor down":    {func(s *admin.Status) { s.Sinks[0].State = admin.SinkRetrying }, ""},
+		"paused by hand": {func(s *admin.Status) { s.Sinks[0].State = admin.SinkPaused }, ""},
+		"connecting":     {func(s *admin.Status) { s.Source.State, s.Source.Reason = admin.SourceConnecting, "connection refused" }, "source is connecting: connection refused"},
+		"standby":        {func(s *admin.Status) { s.Source.State, s.Source.Reason = admin.SourceWaiting, "slot held by PID 7" }, "source is waiting for slot: slot held by PID 7"},
+		"buffer full": {func(s *admin.Status) {
+			s.Source.State, s.Buffer.Full, s.Buffer.Reason = admin.SourceFull, true, "max_size"
+		}, "buffer is full: max_size: capture waits"},
 		"credentials wrong": {func(s *admin.Status) { s.Sinks[1].State, s.Sinks[1].Reason = admin.SinkBlocked, "401" }, "sink fans is blocked: 401"},
 		"too many letters":  {func(s *admin.Status) { s.Sinks[0].State = admin.SinkHalted }, "sink crm is halted"},
 	} {
@@ -401,8 +400,11 @@ func TestDeadLetters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(page.Letters) != 2 || page.Next != "2" || page.Letters[0].Row != nil || page.Letters[0].Reason != d.letters[0].Reason {
+	if len(page.Letters) != 2 || !page.More || page.Letters[0].Row != nil || page.Letters[0].Reason != d.letters[0].Reason {
 		t.Errorf("page: %+v", page)
+	}
+	if all, err := client.DeadLetters(ctx, admin.LetterFilter{}); err != nil || len(all.Letters) != 5 || all.More {
+		t.Errorf("all: %d letters, more=%t, %v", len(all.Letters), all.More, err)
 	}
 	letter, err := client.DeadLetter(ctx, d.letters[3].ID)
 	if err != nil {
@@ -423,13 +425,13 @@ func TestDeadLetters(t *testing.T) {
 	if n := strings.Count(lines.String(), "\n"); n != 5 || !strings.Contains(lines.String(), `"item":{"name":"Åse <a&b>"}`) {
 		t.Errorf("export of %d lines:\n%s", n, &lines)
 	}
-	d.failPage = "4"
+	d.failAt = 4
 	if err := client.ExportDeadLetters(ctx, admin.LetterFilter{}, io.Discard); err == nil || !strings.Contains(err.Error(), "incomplete") {
 		t.Errorf("an export that broke off: %v", err)
 	}
 
 	result, err := client.Retry(ctx, admin.Selection{IDs: []string{d.letters[0].ID}}, true)
-	if err != nil || result != (admin.RetryResult{Delivered: 1, Superseded: 2, Rejected: 3, Pending: 4}) {
+	if err != nil || len(result) != 2 || result[0].Outcome != admin.RetryQueued || result[1].Reason != "no such column" {
 		t.Errorf("retry: %+v, %v", result, err)
 	}
 	n, err := client.Discard(ctx, admin.Selection{Filter: admin.LetterFilter{Reason: "address", NewerThan: admin.Duration(90 * time.Minute)}})
@@ -534,8 +536,8 @@ b1        public.users  all   running  120,000  1,000,000  5,000   2m56s
 	if err := admin.WriteLetters(&out, []admin.Letter{letter}, began.Add(26*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	want = "ID                   SINK  TABLE         OP      KEY  AGE    STATE   REASON\n" +
-		"0/16B3748#1/users#1  crm   public.users  update  42   1d02h  parked  not found " + strings.Repeat("é", 89) + "…\n"
+	want = "ID                   SINK  TABLE         OP      KEY  AGE    STATE  REASON\n" +
+		"0/16B3748#1/users#1  crm   public.users  update  42   1d02h  open   not found " + strings.Repeat("é", 89) + "…\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -69,10 +69,10 @@ func (c *Client) Resume(ctx context.Context, sink string) error {
 	return c.do(ctx, http.MethodPost, "/api/v1/sinks/"+url.PathEscape(sink)+"/resume", nil, nil)
 }
 
-// DeadLetters is one page of the letters that f selects, without items and rows.
-func (c *Client) DeadLetters(ctx context.Context, f LetterFilter) (LetterPage, error) {
-	var page LetterPage
-	return page, c.do(ctx, http.MethodGet, "/api/v1/dead-letters?"+f.query().Encode(), nil, &page)
+// DeadLetters lists the letters that f selects, without items and rows; at most 100 unless f.Limit says otherwise.
+func (c *Client) DeadLetters(ctx context.Context, f LetterFilter) (LetterList, error) {
+	var list LetterList
+	return list, c.do(ctx, http.MethodGet, "/api/v1/dead-letters?"+f.query().Encode(), nil, &list)
 }
 
 // DeadLetter is one letter, whole.
@@ -83,7 +83,7 @@ func (c *Client) DeadLetter(ctx context.Context, id string) (Letter, error) {
 
 // ExportDeadLetters writes the letters that f selects to w, one line of JSON each. After an error what was written is not all.
 func (c *Client) ExportDeadLetters(ctx context.Context, f LetterFilter, w io.Writer) error {
-	f.Limit, f.Cursor = 0, ""
+	f.Limit = 0
 	response, err := c.send(ctx, http.MethodGet, "/api/v1/dead-letters/export?"+f.query().Encode(), nil)
 	if err != nil {
 		return err
@@ -95,10 +95,11 @@ func (c *Client) ExportDeadLetters(ctx context.Context, f LetterFilter, w io.Wri
 	return nil
 }
 
-// Retry sends dead letters again with the mapping as it is now.
-func (c *Client) Retry(ctx context.Context, which Selection, force bool) (RetryResult, error) {
-	var result RetryResult
-	return result, c.do(ctx, http.MethodPost, "/api/v1/dead-letters/retry", retryRequest{Selection: which, Force: force}, &result)
+// Retry sends dead letters again with the mapping as it is now, and says for each what became of that.
+func (c *Client) Retry(ctx context.Context, which Selection, force bool) ([]Retried, error) {
+	var result RetryAnswer
+	err := c.do(ctx, http.MethodPost, "/api/v1/dead-letters/retry", retryRequest{Selection: which, Force: force}, &result)
+	return result.Letters, err
 }
 
 // Discard forgets dead letters and returns how many.

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"iter"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -13,14 +14,14 @@ import (
 
 // DeadLetters are the items that a vendor, or the mapping, rejected. Its methods are called concurrently.
 type DeadLetters interface {
-	// List returns the letters that f selects, oldest first, at most f.Limit (always set), and the cursor of the next page, "" after the last.
-	List(ctx context.Context, f LetterFilter) (LetterPage, error)
+	// Letters goes over the letters that f selects, oldest first, at most f.Limit when that is set. It ends with the first error.
+	Letters(ctx context.Context, f LetterFilter) iter.Seq2[Letter, error]
 	// Letter returns one; an unknown id is an *Error of KindNotFound.
 	Letter(ctx context.Context, id string) (Letter, error)
-	// Retry renders the rows again with the mapping as it is now and sends them. A letter whose key was delivered in a newer
-	// state since is marked superseded and not sent, unless force is set. When ctx ends first, the rest is counted as pending
-	// and goes on.
-	Retry(ctx context.Context, which Selection, force bool) (RetryResult, error)
+	// Retry renders the rows again with the mapping as it is now and puts them on their way. A letter whose key was delivered
+	// in a newer state since is not sent, unless force is set. It returns when all are on their way or ctx ends; then the
+	// result has those that were.
+	Retry(ctx context.Context, which Selection, force bool) ([]Retried, error)
 	// Discard forgets letters and returns how many.
 	Discard(ctx context.Context, which Selection) (int, error)
 }
@@ -30,7 +31,7 @@ type LetterState string
 
 // The states of a dead letter.
 const (
-	LetterParked     LetterState = "parked"     // waits for an operator
+	LetterOpen       LetterState = "open"       // waits for an operator
 	LetterSuperseded LetterState = "superseded" // a newer state of its key was delivered since; not sent again unless forced
 )
 
@@ -45,21 +46,25 @@ type Letter struct {
 	Key         string       `json:"key"`
 	Position    cdc.Position `json:"position"`
 	Reason      string       `json:"reason"`
-	Code        string       `json:"code,omitempty"`  // the vendor's
-	Trace       string       `json:"trace,omitempty"` // the vendor's id for the call
+	Code        string       `json:"code,omitempty"`   // the vendor's
+	Trace       string       `json:"trace,omitempty"`  // the vendor's id for the call
+	Status      int          `json:"status,omitempty"` // HTTP status; 0 when it was not sent
 	Attempts    int          `json:"attempts"`
 	CommittedAt time.Time    `json:"committed_at,omitzero"`
 	ParkedAt    time.Time    `json:"parked_at"`
+	Remark      string       `json:"remark,omitempty"`
+
+	SupersededBy *cdc.Position `json:"superseded_by,omitempty"`
 
 	Item json.RawMessage `json:"item,omitempty"` // as rendered; absent when it could not be
 	Row  json.RawMessage `json:"row,omitempty"`  // the source's row: column → value
 	Old  json.RawMessage `json:"old,omitempty"`  // as it was before, where the source says so
 }
 
-// LetterPage is a part of a list.
-type LetterPage struct {
+// LetterList is what a list answers.
+type LetterList struct {
 	Letters []Letter `json:"letters"`
-	Next    string   `json:"next,omitempty"`
+	More    bool     `json:"more,omitempty"` // there are more than the limit
 }
 
 // LetterFilter selects dead letters; what is empty selects all.
@@ -73,8 +78,7 @@ type LetterFilter struct {
 	OlderThan Duration `json:"older_than,omitzero"`
 	NewerThan Duration `json:"newer_than,omitzero"`
 
-	Limit  int    `json:"-"`
-	Cursor string `json:"-"`
+	Limit int `json:"-"`
 }
 
 // Selection names the letters to act on: by id, or all that the filter selects.
@@ -85,12 +89,19 @@ type Selection struct {
 	All bool `json:"all,omitempty"`
 }
 
-// RetryResult counts what became of the letters.
-type RetryResult struct {
-	Delivered  int `json:"delivered"`
-	Superseded int `json:"superseded"`
-	Rejected   int `json:"rejected"` // again: they stay dead letters with the new reason
-	Pending    int `json:"pending"`  // on their way: not settled when the answer was given
+// Retried says what a retry did about one letter.
+type Retried struct {
+	ID      string `json:"id"`
+	Outcome string `json:"outcome"` // queued, superseded, under_way, unwanted, rejected, unknown
+	Reason  string `json:"reason,omitempty"`
+}
+
+// RetryQueued is the outcome of a letter that is on its way: it is delivered, or a dead letter again with its new reason.
+const RetryQueued = "queued"
+
+// RetryAnswer is the answer to a retry.
+type RetryAnswer struct {
+	Letters []Retried `json:"letters"`
 }
 
 // Duration is a time.Duration that reads in JSON as in Go: "1h30m".
@@ -124,7 +135,6 @@ func (f *LetterFilter) query() url.Values {
 	set("table", f.Table)
 	set("reason", f.Reason)
 	set("state", string(f.State))
-	set("cursor", f.Cursor)
 	if f.OlderThan != 0 {
 		set("older_than", time.Duration(f.OlderThan).String())
 	}
@@ -153,8 +163,6 @@ func parseFilter(q url.Values) (LetterFilter, error) {
 			f.Reason = value
 		case "state":
 			f.State = LetterState(value)
-		case "cursor":
-			f.Cursor = value
 		case "older_than":
 			err = f.OlderThan.UnmarshalText([]byte(value))
 		case "newer_than":
@@ -164,22 +172,23 @@ func parseFilter(q url.Values) (LetterFilter, error) {
 		default:
 			return f, &Error{
 				Kind: KindInvalid, Reason: "unknown parameter " + strconv.Quote(key),
-				Solution: "there are sink, mapping, table, reason, state, older_than, newer_than, limit, cursor",
+				Solution: "there are sink, mapping, table, reason, state, older_than, newer_than, limit",
 			}
 		}
 		if err != nil {
 			return f, &Error{Kind: KindInvalid, Reason: "parameter " + key + ": " + err.Error()}
 		}
 	}
+	if f.Limit < 1 || f.Limit > maxLimit {
+		return f, &Error{Kind: KindInvalid, Reason: "limit must be from 1 to " + strconv.Itoa(maxLimit)}
+	}
 	return f, f.check()
 }
 
 func (f *LetterFilter) check() error {
 	switch {
-	case f.State != "" && f.State != LetterParked && f.State != LetterSuperseded:
-		return &Error{Kind: KindInvalid, Reason: "state " + strconv.Quote(string(f.State)), Solution: "there are parked and superseded"}
-	case f.Limit < 1 || f.Limit > maxLimit:
-		return &Error{Kind: KindInvalid, Reason: "limit must be from 1 to " + strconv.Itoa(maxLimit)}
+	case f.State != "" && f.State != LetterOpen && f.State != LetterSuperseded:
+		return &Error{Kind: KindInvalid, Reason: "state " + strconv.Quote(string(f.State)), Solution: "there are open and superseded"}
 	case f.OlderThan < 0 || f.NewerThan < 0:
 		return &Error{Kind: KindInvalid, Reason: "an age cannot be negative"}
 	}
@@ -192,18 +201,21 @@ func (s *Server) listLetters(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	page, err := s.parts.DeadLetters.List(r.Context(), f)
-	if err != nil {
-		s.fail(w, r, err)
-		return
+	list, limit := LetterList{Letters: []Letter{}}, f.Limit
+	f.Limit++ // one more says whether there are more
+	for letter, err := range s.parts.DeadLetters.Letters(r.Context(), f) {
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		if len(list.Letters) == limit {
+			list.More = true
+			break
+		}
+		letter.Item, letter.Row, letter.Old = nil, nil, nil // they can be long, and a list is for choosing
+		list.Letters = append(list.Letters, letter)
 	}
-	if page.Letters == nil {
-		page.Letters = []Letter{}
-	}
-	for i := range page.Letters { // a list is for choosing; what a letter holds can be long and is asked for by id
-		page.Letters[i].Item, page.Letters[i].Row, page.Letters[i].Old = nil, nil, nil
-	}
-	answer(w, http.StatusOK, page)
+	answer(w, http.StatusOK, list)
 }
 
 func (s *Server) showLetter(w http.ResponseWriter, r *http.Request) {
@@ -215,41 +227,33 @@ func (s *Server) showLetter(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, letter)
 }
 
-// exportLetters writes every letter that the filter selects as one line of JSON, page by page. After the first byte an
-// error can only be told by breaking the connection off.
+// exportLetters writes every letter that the filter selects as one line of JSON.
 func (s *Server) exportLetters(w http.ResponseWriter, r *http.Request) {
 	f, err := parseFilter(r.URL.Query())
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	f.Limit = maxLimit
-	page, err := s.parts.DeadLetters.List(r.Context(), f)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
+	f.Limit = 0
 	w.Header().Set("Content-Type", "application/jsonl")
-	writer := http.NewResponseController(w)
-	encoder := json.NewEncoder(w)
+	writer, encoder := http.NewResponseController(w), json.NewEncoder(w)
 	encoder.SetEscapeHTML(false)
-	for {
-		for i := range page.Letters {
-			if err := encoder.Encode(&page.Letters[i]); err != nil {
-				return
-			}
+	for letter, err := range s.parts.DeadLetters.Letters(r.Context(), f) {
+		if err != nil {
+			s.breakOff(writer, err)
 		}
-		if page.Next == "" {
-			return
-		}
-		_ = writer.Flush() // the reader sees what there is, and a break afterwards as one
-		f.Cursor = page.Next
-		if page, err = s.parts.DeadLetters.List(r.Context(), f); err != nil {
-			s.logger.Error("export of dead letters broken off", "err", err)
-			panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's way to break a response off, so that the reader does not take it for whole
+		if err := encoder.Encode(&letter); err != nil {
+			return // the client has gone
 		}
 		_ = writer.SetWriteDeadline(time.Now().Add(writeTimeout))
 	}
+}
+
+// breakOff ends a response whose status is sent already in a way that its reader cannot take for the whole.
+func (s *Server) breakOff(w *http.ResponseController, err error) {
+	s.logger.Error("export of dead letters broken off", "err", err)
+	_ = w.Flush()
+	panic(http.ErrAbortHandler) //nolint:forbidigo // net/http has no other way
 }
 
 // retryWait is how long a retry is watched before it is answered: well within writeTimeout.
@@ -268,13 +272,13 @@ func (s *Server) retryLetters(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), retryWait)
 	defer cancel()
-	result, err := s.parts.DeadLetters.Retry(ctx, request.Selection, request.Force)
+	retried, err := s.parts.DeadLetters.Retry(ctx, request.Selection, request.Force)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	s.logger.Info("dead letters retried", "delivered", result.Delivered, "superseded", result.Superseded, "rejected", result.Rejected, "pending", result.Pending)
-	answer(w, http.StatusOK, result)
+	s.logger.Info("dead letters retried", "count", len(retried), "force", request.Force)
+	answer(w, http.StatusOK, RetryAnswer{Letters: retried})
 }
 
 // Discarded is the answer to a discard.
@@ -309,6 +313,5 @@ func decodeSelection(w http.ResponseWriter, r *http.Request, v any, which *Selec
 	case len(which.IDs) == 0 && !filtered && !which.All:
 		return &Error{Kind: KindInvalid, Reason: "nothing is selected", Solution: "give ids or a filter, or all for every dead letter"}
 	}
-	which.Filter.Limit = maxLimit
 	return which.Filter.check()
 }

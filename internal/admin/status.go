@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -29,12 +28,11 @@ type SourceState string
 
 // The states of the source.
 const (
-	SourceConnecting SourceState = "connecting" // no connection: it is tried again, Source.Reason says why
-	SourceStandby    SourceState = "standby"    // another process holds the slot
+	SourceConnecting SourceState = "connecting"       // no connection: it is tried again, Source.Reason says why
+	SourceWaiting    SourceState = "waiting_for_slot" // another process holds the slot: this one stands by
 	SourceStreaming  SourceState = "streaming"
-	SourceFull       SourceState = "full"    // waits for room in the buffer
-	SourceFailed     SourceState = "failed"  // an operator must act
-	SourceStopped    SourceState = "stopped" // the daemon ends
+	SourceFull       SourceState = "buffer_full" // waits for room in the buffer
+	SourceStopped    SourceState = "stopped"     // Source.Reason says why: the daemon ends, or an operator must act
 )
 
 // Source is the capture. A lag of seconds is 0 when nothing is behind.
@@ -59,9 +57,10 @@ type Source struct {
 // Buffer is the durable store between source and sinks.
 type Buffer struct {
 	Bytes    int64  `json:"bytes"`
-	MaxBytes int64  `json:"max_bytes"`
+	MaxBytes int64  `json:"max_bytes"` // 0: no limit
 	Blocks   uint64 `json:"blocks"`
-	Full     bool   `json:"full"`
+	Full     bool   `json:"full"`             // capture waits for room
+	Reason   string `json:"reason,omitempty"` // what is full: max_size, disk, account
 }
 
 // SinkState is what the delivery to a sink does.
@@ -92,6 +91,7 @@ type Sink struct {
 	LagSeconds  float64   `json:"lag_seconds"`           // age of the oldest change that is not settled; 0 when none is
 	InFlight    int       `json:"in_flight"`             // requests under way
 	Concurrency int       `json:"concurrency,omitempty"` // requests that may be
+	Unconfirmed int       `json:"unconfirmed,omitempty"` // items that the vendor has accepted and not decided on
 	Items       Items     `json:"items"`                 // since the daemon began
 	DeadLetters int       `json:"dead_letters"`          // that wait for an operator
 	Limit       int       `json:"dead_letters_limit,omitempty"`
@@ -103,6 +103,7 @@ type Items struct {
 	Rejected  uint64 `json:"rejected"`  // became dead letters
 	Coalesced uint64 `json:"coalesced"` // a newer state of the same key was sent instead
 	Filtered  uint64 `json:"filtered"`  // no mapping wants them
+	Gone      uint64 `json:"gone"`      // the row to read back was deleted meanwhile: a later change says so
 	Retried   uint64 `json:"retried"`   // sendings that had to be repeated
 }
 
@@ -111,10 +112,10 @@ type Items struct {
 func (s *Status) Unready() []string {
 	var reasons []string
 	if s.Source.State != SourceStreaming && s.Source.State != SourceFull {
-		reasons = append(reasons, because("source is "+string(s.Source.State), s.Source.Reason))
+		reasons = append(reasons, because("source is "+plain(s.Source.State), s.Source.Reason))
 	}
 	if s.Buffer.Full || s.Source.State == SourceFull {
-		reasons = append(reasons, fmt.Sprintf("buffer is full (%s): capture waits until the slowest sink has delivered", size(s.Buffer.MaxBytes)))
+		reasons = append(reasons, because("buffer is full", s.Buffer.Reason)+": capture waits until the slowest sink has delivered")
 	}
 	for _, sink := range s.Sinks {
 		switch sink.State {
@@ -132,6 +133,9 @@ func because(what, reason string) string {
 	}
 	return what + ": " + reason
 }
+
+// plain is a state in words.
+func plain(state SourceState) string { return strings.ReplaceAll(string(state), "_", " ") }
 
 // now is the pipeline's status with what the server knows of itself.
 func (s *Server) now() Status {

@@ -34,7 +34,7 @@ func (s *Status) head(b *strings.Builder) {
 
 func (s *Status) source(b *strings.Builder, now time.Time) {
 	src := &s.Source
-	fmt.Fprintf(b, "\nSource   %s, slot %s%s\n", src.State, src.Slot, since(src.Since, now))
+	fmt.Fprintf(b, "\nSource   %s, slot %s%s\n", plain(src.State), src.Slot, since(src.Since, now))
 	if src.Reason != "" {
 		fmt.Fprintf(b, "         %s\n", src.Reason)
 	}
@@ -44,11 +44,14 @@ func (s *Status) source(b *strings.Builder, now time.Time) {
 }
 
 func (s *Status) buffer(b *strings.Builder) {
-	full := ""
+	limit, full := "", ""
+	if s.Buffer.MaxBytes > 0 {
+		limit = " of " + size(s.Buffer.MaxBytes)
+	}
 	if s.Buffer.Full {
 		full = ", FULL"
 	}
-	fmt.Fprintf(b, "Buffer   %s of %s in %d blocks%s\n", size(s.Buffer.Bytes), size(s.Buffer.MaxBytes), s.Buffer.Blocks, full)
+	fmt.Fprintf(b, "Buffer   %s%s in %s blocks%s\n", size(s.Buffer.Bytes), limit, count(s.Buffer.Blocks), full)
 }
 
 func (s *Status) sinkTable(b *strings.Builder, now time.Time) {
