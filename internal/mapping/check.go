@@ -1,0 +1,262 @@
+package mapping
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/cdcsync/cdcsync/internal/problem"
+	"github.com/cdcsync/cdcsync/internal/shape"
+)
+
+// kindNames are the shapes in the words of error messages.
+var kindNames = map[shape.Kind]string{
+	shape.Object: "an object", shape.Map: "an object", shape.Array: "a list", shape.String: "a string",
+	shape.Number: "a number", shape.Integer: "an integer", shape.Boolean: "true or false",
+}
+
+// free says whether every JSON value fits.
+func free(n *shape.Node) bool {
+	return n == nil || n.Kind == 0 || n.Kind == shape.Any && n.Check == nil && len(n.Enum) == 0
+}
+
+// nullable says whether null may be sent.
+func nullable(n *shape.Node) bool {
+	return n == nil || n.Kind == 0 || n.Kind == shape.Any || n.Nullable
+}
+
+const reasonNull = reason("is null, which the vendor does not take")
+
+// checkScalar checks one rendered scalar. It writes a UUID's letters in lower case, in place. Its error is a reason.
+func checkScalar(n *shape.Node, value []byte) error {
+	if free(n) {
+		return nil
+	}
+	if string(value) == "null" {
+		if n.Nullable {
+			return nil
+		}
+		return reasonNull
+	}
+	if !kindFits(n.Kind, value) {
+		return reason("is " + jsonKind(value) + ", and the vendor wants " + kindNames[n.Kind])
+	}
+	if len(n.Enum) > 0 && !slices.Contains(n.Enum, string(value)) {
+		return reason("is not one of " + strings.Join(n.Enum, ", "))
+	}
+	var err error
+	switch n.Kind {
+	case shape.String:
+		err = checkText(n, value[1:len(value)-1])
+	case shape.Number, shape.Integer:
+		err = checkRange(n, value)
+	}
+	if err == nil && n.Check != nil {
+		err = checkHook(n, value)
+	}
+	return err
+}
+
+func checkHook(n *shape.Node, value []byte) error {
+	if err := n.Check(value); err != nil {
+		return reason(err.Error())
+	}
+	return nil
+}
+
+func kindFits(k shape.Kind, value []byte) bool {
+	switch b := value[0]; k {
+	case shape.String:
+		return b == '"'
+	case shape.Boolean:
+		return b == 't' || b == 'f'
+	case shape.Number:
+		return b == '-' || isDigit(b)
+	case shape.Integer:
+		return (b == '-' || isDigit(b)) && isWhole(value)
+	case shape.Object, shape.Map:
+		return b == '{'
+	case shape.Array:
+		return b == '['
+	}
+	return true
+}
+
+// isWhole says whether a JSON number has no fraction: 12 and 12.00.
+func isWhole(number []byte) bool {
+	if bytes.ContainsAny(number, "eE") {
+		f, err := strconv.ParseFloat(string(number), 64)
+		return err == nil && f == float64(int64(f))
+	}
+	_, fraction, _ := bytes.Cut(number, []byte("."))
+	return len(bytes.Trim(fraction, "0")) == 0
+}
+
+func jsonKind(value []byte) string {
+	switch value[0] {
+	case '"':
+		return "a string"
+	case '{':
+		return "an object"
+	case '[':
+		return "a list"
+	case 't', 'f':
+		return "true or false"
+	case 'n':
+		return "null"
+	}
+	if isWhole(value) {
+		return "a number"
+	}
+	return "a number with a fraction"
+}
+
+// checkText checks what is between the quotes of a JSON string.
+func checkText(n *shape.Node, text []byte) error {
+	if n.MaxLength > 0 && len(text) > n.MaxLength && characters(text) > n.MaxLength {
+		return reason(fmt.Sprintf("is longer than %d characters", n.MaxLength))
+	}
+	return checkFormat(n.Format, text)
+}
+
+// characters counts those of a JSON string, an escape being one.
+func characters(text []byte) (n int) {
+	for len(text) > 0 {
+		size := 1
+		switch {
+		case text[0] == '\\' && len(text) > 5 && text[1] == 'u':
+			size = 6
+		case text[0] == '\\':
+			size = 2
+		case text[0] >= utf8.RuneSelf:
+			_, size = utf8.DecodeRune(text)
+		}
+		text = text[size:]
+		n++
+	}
+	return n
+}
+
+func checkFormat(f shape.Format, text []byte) error {
+	switch f {
+	case shape.FormatUUID:
+		if !lowerUUID(text) {
+			return reason("is not a UUID")
+		}
+	case shape.FormatDateTime:
+		if _, err := time.Parse(time.RFC3339Nano, string(text)); err != nil {
+			return reason("is not a time as ISO 8601 has it, such as 2025-09-20T18:41:31.219Z")
+		}
+	case shape.FormatNoBlank:
+		if len(bytes.TrimSpace(text)) == 0 {
+			return reason("is empty")
+		}
+	}
+	return nil
+}
+
+// lowerUUID checks the form 8-4-4-4-12 and writes its letters in lower case.
+func lowerUUID(text []byte) bool {
+	if len(text) != 36 {
+		return false
+	}
+	for i, b := range text {
+		dash := i == 8 || i == 13 || i == 18 || i == 23
+		switch {
+		case dash != (b == '-'):
+			return false
+		case b >= 'A' && b <= 'F':
+			text[i] = b + 'a' - 'A'
+		case !dash && !isDigit(b) && (b < 'a' || b > 'f'):
+			return false
+		}
+	}
+	return true
+}
+
+func checkRange(n *shape.Node, number []byte) error {
+	if n.Min == nil && n.Max == nil {
+		return nil
+	}
+	f, err := strconv.ParseFloat(string(number), 64)
+	switch {
+	case err != nil:
+		return reason("is too large")
+	case n.Min != nil && f < *n.Min:
+		return reason(fmt.Sprintf("is less than %v", *n.Min))
+	case n.Max != nil && f > *n.Max:
+		return reason(fmt.Sprintf("is more than %v", *n.Max))
+	}
+	return nil
+}
+
+// checkClosed checks what can be told of a rendered object or list only when it is whole.
+func checkClosed(n *shape.Node, value []byte) error {
+	if len(n.Exclusive) > 0 {
+		if err := checkExclusive(n.Exclusive, topLevelKeys(value)); err != nil {
+			return err
+		}
+	}
+	if n.Check != nil {
+		return checkHook(n, value)
+	}
+	return nil
+}
+
+func checkExclusive(exclusive, present []string) error {
+	var both []string
+	for _, name := range exclusive {
+		if slices.Contains(present, name) {
+			both = append(both, name)
+		}
+	}
+	if len(both) > 1 {
+		return reason("has " + strings.Join(both, " and ") + ", of which the vendor takes one only")
+	}
+	return nil
+}
+
+func topLevelKeys(object []byte) []string {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(object, &fields) != nil {
+		return nil
+	}
+	keys := make([]string, 0, len(fields))
+	for k := range fields {
+		keys = append(keys, k)
+	}
+	return keys
+}
+
+// fieldNames lists an object's fields for hints.
+func fieldNames(n *shape.Node) []string {
+	names := make([]string, len(n.Fields))
+	for i := range n.Fields {
+		names[i] = n.Fields[i].Name
+	}
+	return names
+}
+
+// child finds the shape of an object's field; ok is false when the vendor has no such field.
+func child(n *shape.Node, name string) (f shape.Field, ok bool) {
+	if free(n) {
+		return shape.Field{}, true
+	}
+	switch n.Kind {
+	case shape.Map:
+		return shape.Field{Node: n.Elem, Required: true}, true
+	case shape.Object:
+		f, found := n.Field(name)
+		return f, found || n.Open
+	}
+	return shape.Field{}, true
+}
+
+func unknownField(n *shape.Node, name string) (message, hint string) {
+	return fmt.Sprintf("unknown field %q", name), problem.Nearest(name, fieldNames(n))
+}

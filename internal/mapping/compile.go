@@ -1,0 +1,566 @@
+package mapping
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/problem"
+	"github.com/cdcsync/cdcsync/internal/shape"
+)
+
+// Compile joins the template with a table's columns. It reports every mistake that the columns show at once; the Plan is nil
+// when there is one. Compile again when the relation changes.
+func (t *Template) Compile(rel *cdc.Relation) (*Plan, problem.List) {
+	c := &planCompiler{reporter: reporter{source: t.Source}, template: t, relation: rel, reads: map[int]bool{}, slots: map[string]int{}}
+	plan := &Plan{
+		template: t, relation: rel,
+		scope:        []byte(t.scope()),
+		parentScopes: t.parentScopes,
+		identity:     identityOf(rel),
+	}
+	if t.when != nil {
+		plan.when = c.expression(t.when, nil)
+		c.boolean(t.when, plan.when)
+	}
+	plan.key = c.operands(t.key)
+	plan.keyed = len(t.key) > 0 || len(plan.identity) > 0
+	plan.lookups = c.operands(t.lookups)
+	plan.parents = c.operands(t.parents)
+	if t.by != nil {
+		plan.by = c.operand(t.by)
+	} else {
+		plan.item = c.program(false)
+		if t.Spec.Deletes == DeleteWithdraw {
+			plan.withdraw = c.program(true)
+		}
+	}
+	if len(c.problems) > 0 {
+		return nil, c.problems
+	}
+	plan.columns = sortedKeys(c.reads)
+	plan.splitOn = c.splitOn(plan)
+	plan.machine = newMachine(rel, len(c.slots))
+	return plan, nil
+}
+
+// identityOf is what tells a table's rows apart: the primary key, else the replica identity's index. A table without either has
+// REPLICA IDENTITY FULL at best, in which every column is part of the identity and so none tells rows apart.
+func identityOf(rel *cdc.Relation) []int {
+	if len(rel.PrimaryKey) > 0 {
+		return rel.PrimaryKey
+	}
+	var identity []int
+	for i := range rel.Columns {
+		if rel.Columns[i].Identity && rel.Identity != 'f' {
+			identity = append(identity, i)
+		}
+	}
+	return identity
+}
+
+// planCompiler joins templateNodes with columns.
+type planCompiler struct {
+	reporter
+	template *Template
+	relation *cdc.Relation
+	reads    map[int]bool   // columns of the row that rendering and routing need
+	slots    map[string]int // of the machine, by the name of the reference
+	fields   []Field
+}
+
+// operand is a column or an expression that is used as text: a key.
+type operand struct {
+	path   string
+	column int
+	expr   *expression // nil for a column
+	uuid   bool        // in lower case, so that keys are equal when the vendor's are
+}
+
+func (c *planCompiler) operands(nodes []*templateNode) []operand {
+	var all []operand
+	for _, n := range nodes {
+		all = append(all, c.operand(n))
+	}
+	return all
+}
+
+func (c *planCompiler) operand(n *templateNode) operand {
+	o := operand{path: n.path, column: -1, uuid: n.uuid}
+	switch n.kind {
+	case templateColumn:
+		o.column = c.column(n)
+	case templateExpression:
+		o.expr = c.expression(n, nil)
+		if o.expr != nil && o.expr.whole != nil && o.expr.whole.kind == refColumn {
+			o.column, o.expr = o.expr.whole.column, nil
+		}
+	default: // the vendor's key is a constant in the item: one record for the whole table
+	}
+	return o
+}
+
+// column finds a column and reports one that is not there as -1.
+func (c *planCompiler) column(n *templateNode) int {
+	i := c.relation.Column(n.text)
+	if i < 0 {
+		c.report(n.yaml, n.path, fmt.Sprintf("unknown column %q", n.text), problem.Nearest(n.text, columnNames(c.relation)))
+		return i
+	}
+	c.reads[i] = true
+	return i
+}
+
+func (c *planCompiler) expression(n *templateNode, lookups []Lookup) *expression {
+	e, mistakes := compileExpression(n.text, scope{relation: c.relation, lookups: lookups})
+	c.mistakes(n, mistakes)
+	if e == nil {
+		return nil
+	}
+	for i := range e.refs {
+		r := &e.refs[i]
+		slot, ok := c.slots[r.name]
+		if !ok {
+			slot = len(c.slots)
+			c.slots[r.name] = slot
+		}
+		r.slot = slot
+		if r.kind == refColumn {
+			c.reads[r.column] = true
+		}
+	}
+	return e
+}
+
+// boolean is reporter.boolean for an expression that may have been reported already.
+func (c *planCompiler) boolean(n *templateNode, e *expression) {
+	if e != nil {
+		c.reporter.boolean(n, e)
+	}
+}
+
+// splitOn are the columns whose change makes the row another record: the table's key and, where deleted rows are withdrawn by
+// value, whatever decides which values they had.
+func (c *planCompiler) splitOn(plan *Plan) []int {
+	if plan.item == nil {
+		return plan.by.appendColumns(nil) // a child that moves to another root: both roots are sent again
+	}
+	columns := slices.Clone(plan.identity)
+	if c.template.Spec.Deletes != DeleteWithdraw || plan.withdraw == nil {
+		return columns
+	}
+	for i := range plan.withdraw.steps {
+		columns = plan.withdraw.steps[i].operand.appendColumns(columns)
+	}
+	for i := range plan.key {
+		columns = plan.key[i].appendColumns(columns)
+	}
+	slices.Sort(columns)
+	return slices.Compact(columns)
+}
+
+func (o *operand) appendColumns(columns []int) []int {
+	if o.expr == nil {
+		if o.column >= 0 {
+			columns = append(columns, o.column)
+		}
+		return columns
+	}
+	for i := range o.expr.refs {
+		if o.expr.refs[i].kind == refColumn {
+			columns = append(columns, o.expr.refs[i].column)
+		}
+	}
+	return columns
+}
+
+func sortedKeys(set map[int]bool) []int {
+	keys := make([]int, 0, len(set))
+	for k := range set {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// stepKind says what a step appends after its constant bytes.
+type stepKind uint8
+
+const (
+	stepColumn     stepKind = iota + 1 // a column's value, straight from its text
+	stepExpression                     // what an expression gives
+	stepLookup                         // what a lookup found
+	stepKey                            // a computed field name with its colon
+	stepComma                          // a comma, unless the object has no field yet
+	stepOpen                           // remembers where an object or list begins
+	stepClose                          // checks what began at the last stepOpen
+)
+
+// step is one piece of an item. Constant bytes of neighbouring fields are one run.
+type step struct {
+	pre  []byte // appended first, always
+	kind stepKind
+
+	comma bool   // before name: a comma, unless the object has no field yet
+	name  []byte // "fullName": of a field that may be left out
+	omit  bool   // null leaves the field out
+
+	operand operand
+	lookup  int
+	many    bool
+	codec   *codec
+	quote   bool        // a number is sent as a string
+	decoded bool        // the column's value is decoded first, to be checked throughout
+	check   *shape.Node // nil: anything fits, or what is sent is known to fit
+	node    *shape.Node // what the vendor takes here
+	path    string
+}
+
+// program is a compiled item.
+type program struct {
+	steps []step
+	tail  []byte
+}
+
+// builder makes a program.
+type builder struct {
+	*planCompiler
+	withdraw bool
+	steps    []step
+	pending  []byte
+}
+
+func (c *planCompiler) program(withdraw bool) *program {
+	b := &builder{planCompiler: c, withdraw: withdraw}
+	problems := len(c.problems)
+	b.node(c.template.item, place{node: c.template.Spec.Item.Root})
+	if withdraw {
+		c.problems = c.problems[:problems] // the same as those of the item
+	}
+	return &program{steps: b.steps, tail: b.pending}
+}
+
+// place is where in the vendor's shape a value stands.
+type place struct {
+	node     *shape.Node
+	field    string // its name, for a field that may be left out; else empty
+	omit     bool
+	comma    bool
+	withdraw bool // within an object with free keys
+}
+
+func (b *builder) add(s step) {
+	s.pre, b.pending = b.pending, nil
+	b.steps = append(b.steps, s)
+}
+
+func (b *builder) node(n *templateNode, at place) {
+	if free(at.node) {
+		at.node = nil
+	}
+	switch n.kind {
+	case templateConstant:
+		b.constant(n, at)
+	case templateColumn:
+		b.columnStep(n, at)
+	case templateExpression:
+		b.expressionStep(n, at)
+	case templateObject:
+		b.object(n, at)
+	case templateList:
+		b.list(n, at)
+	}
+}
+
+func (b *builder) constant(n *templateNode, at place) {
+	value := []byte(n.text)
+	if at.node != nil {
+		value = slices.Clone(value)
+		_ = checkScalar(at.node, value) // Parse has reported it; this writes a UUID in lower case
+	}
+	if b.flag(at) {
+		value = []byte("false")
+	}
+	b.pending = append(b.pending, value...)
+	b.describe(n, n.text, "", jsonKind(value))
+}
+
+// flag says whether the value is one that a withdrawal sets to false.
+func (b *builder) flag(at place) bool {
+	return b.withdraw && at.withdraw && at.node != nil && at.node.Kind == shape.Boolean
+}
+
+func (b *builder) columnStep(n *templateNode, at place) {
+	if b.flag(at) {
+		b.pending = append(b.pending, "false"...)
+		return
+	}
+	i := b.column(n)
+	if i < 0 {
+		return
+	}
+	b.columnValue(n, i, at)
+}
+
+func (b *builder) columnValue(n *templateNode, i int, at place) {
+	column := &b.relation.Columns[i]
+	t := goType(column.Type)
+	b.fits(n, fmt.Sprintf("column %q is a %s", column.Name, describeType(column.Type, t)), column.Name, t, at.node)
+	s := step{kind: stepColumn, operand: operand{column: i}, node: at.node, path: n.path}
+	s.codec = newCodec(column.Type, timesFor(b.template.Spec.Item.Times, at.node))
+	if at.node != nil {
+		switch s.codec.form {
+		case formInteger, formNumeric, formFloat:
+			s.quote = at.node.Kind == shape.String
+			s.check = at.node
+		case formJSON, formArray, formComposite, formHstore, formRange, formMultirange:
+			s.decoded = true
+		default:
+			s.check = at.node
+		}
+		if plainKind(at.node, s.codec) {
+			s.check = nil
+		}
+	}
+	b.field(&s, at)
+	b.describe(n, "$"+column.Name, pgTypeName(column.Type), sentAs(s.codec, at.node))
+}
+
+// plainKind says whether every value of the column fits, once its type does.
+func plainKind(n *shape.Node, c *codec) bool {
+	if len(n.Enum) > 0 || n.Format != 0 || n.Min != nil || n.Max != nil || n.MaxLength > 0 || n.Check != nil {
+		return false
+	}
+	return n.Kind != shape.Integer || c.form == formInteger || c.form == formDate || c.form == formTimestamp || c.form == formTimestamptz
+}
+
+// field adds a step that is a whole value, with the name of a field that may be left out.
+func (b *builder) field(s *step, at place) {
+	s.omit, s.comma = at.omit, at.comma
+	if at.omit {
+		s.name = []byte(at.field)
+	}
+	b.add(*s)
+}
+
+func (b *builder) expressionStep(n *templateNode, at place) {
+	if b.flag(at) {
+		b.pending = append(b.pending, "false"...)
+		return
+	}
+	e := b.expression(n, b.template.Source.Lookups)
+	if e == nil {
+		return
+	}
+	if e.whole != nil && e.whole.kind == refColumn {
+		b.columnValue(n, e.whole.column, at)
+		return
+	}
+	s := step{kind: stepExpression, operand: operand{path: n.path, expr: e}, node: at.node, path: n.path}
+	if e.whole != nil && e.whole.kind == refLookup {
+		s.kind, s.lookup = stepLookup, e.whole.lookup
+		s.many = b.template.Source.Lookups[s.lookup].Many
+	}
+	sent := "any"
+	if e.typ != nil {
+		sent = typeNameOf(e.typ)
+		b.fits(n, "the expression gives a "+sent, n.text, e.typ, at.node)
+	}
+	b.field(&s, at)
+	b.describe(n, "="+n.text, "", sent)
+}
+
+func (b *builder) object(n *templateNode, at place) {
+	closes := at.node != nil && (at.node.Check != nil || len(at.node.Exclusive) > 0)
+	if closes {
+		b.add(step{kind: stepOpen})
+	}
+	b.pending = append(b.pending, '{')
+	fields := b.expand(n, at.node)
+	sure, any := false, false // a field has surely, or perhaps, been written before
+	for i := range fields {
+		f := &fields[i]
+		inner := b.place(f, at)
+		if f.key != nil {
+			inner.field, inner.omit = "", false
+		}
+		switch {
+		case sure && inner.omit:
+			inner.field = "," + inner.field
+		case sure:
+			b.pending = append(b.pending, ',')
+		case any && inner.omit:
+			inner.comma = true
+		case any:
+			b.add(step{kind: stepComma})
+		}
+		any, sure = true, sure || !inner.omit
+		switch {
+		case f.key != nil:
+			b.keyStep(f.key, at.node)
+		case !inner.omit:
+			b.pending = append(b.pending, fieldName(f.name, at.node)...)
+		}
+		b.node(f.value, inner)
+	}
+	b.pending = append(b.pending, '}')
+	if closes {
+		b.add(step{kind: stepClose, node: at.node, path: n.path})
+	}
+}
+
+func fieldName(name string, n *shape.Node) []byte {
+	quoted, _ := appendString(nil, []byte(name)) // Parse saw that it is UTF-8
+	if n != nil && n.Kind == shape.Map && n.Key == shape.FormatUUID {
+		lowerUUID(quoted[1 : len(quoted)-1])
+	}
+	return append(quoted, ':')
+}
+
+// place says where a field's value stands, and whether null leaves the field out.
+func (b *builder) place(f *templateField, at place) place {
+	known, _ := child(at.node, f.name)
+	inner := place{node: known.Node, withdraw: at.withdraw}
+	if at.node == nil {
+		return inner
+	}
+	if at.node.Kind == shape.Map {
+		inner.withdraw = true
+	}
+	static := f.value.kind == templateConstant && f.value.text != "null" || f.value.kind == templateObject || f.value.kind == templateList
+	if !static && !known.Required && !nullable(known.Node) {
+		inner.omit, inner.field = true, string(fieldName(f.name, nil))
+	}
+	return inner
+}
+
+// expand replaces spreads by the columns that they stand for and leaves out constant nulls that are not sent.
+func (b *builder) expand(n *templateNode, s *shape.Node) []templateField {
+	var fields []templateField
+	var spreadNames []string
+	spread := false
+	for _, f := range n.fields {
+		if f.spread == nil {
+			known, _ := child(s, f.name)
+			if f.value.kind == templateConstant && f.value.text == "null" && s != nil && !known.Required && !nullable(known.Node) {
+				continue
+			}
+			fields = append(fields, f)
+			continue
+		}
+		spread = true
+		for _, column := range f.spread.fields(&b.reporter, b.relation, n) {
+			if _, ok := child(s, column.name); !ok {
+				message, hint := unknownField(s, column.name)
+				b.report(f.yaml, column.value.path, message+" from the column "+column.value.text, "list it in except, or "+hint)
+				continue
+			}
+			fields = append(fields, column)
+			spreadNames = append(spreadNames, column.name)
+		}
+	}
+	if spread && s != nil {
+		b.required(n, s, spreadNames)
+	}
+	return fields
+}
+
+// keyStep adds a computed field name.
+func (b *builder) keyStep(n *templateNode, s *shape.Node) {
+	o := b.operand(n)
+	o.path = n.path
+	var format shape.Node
+	if s != nil && s.Kind == shape.Map {
+		format = shape.Node{Kind: shape.String, Format: s.Key}
+	}
+	b.add(step{kind: stepKey, operand: o, check: &format, path: n.path})
+}
+
+func (b *builder) list(n *templateNode, at place) {
+	closes := at.node != nil && at.node.Check != nil
+	if closes {
+		b.add(step{kind: stepOpen})
+	}
+	b.pending = append(b.pending, '[')
+	for i, item := range n.items {
+		if i > 0 {
+			b.pending = append(b.pending, ',')
+		}
+		inner := place{withdraw: at.withdraw}
+		if at.node != nil {
+			inner.node = at.node.Elem
+		}
+		b.node(item, inner)
+	}
+	b.pending = append(b.pending, ']')
+	if closes {
+		b.add(step{kind: stepClose, node: at.node, path: n.path})
+	}
+}
+
+// fits reports a type whose values the vendor can never take.
+func (b *builder) fits(n *templateNode, what, name string, t reflect.Type, s *shape.Node) {
+	if s == nil || t == nil || typeFits(t, s, b.template.Spec.Item.Times) {
+		return
+	}
+	b.report(n.yaml, n.path, what+", and the vendor wants "+kindNames[s.Kind], fitHint(name, t, s))
+}
+
+func typeFits(t reflect.Type, s *shape.Node, times shape.Times) bool {
+	switch s.Kind {
+	case shape.String:
+		if s.Format == shape.FormatUUID {
+			return t == typeString
+		}
+		if s.Format == shape.FormatDateTime {
+			return t == typeString || timeType(t)
+		}
+		return t == typeString || t == typeBytes || timeType(t) || numericType(t)
+	case shape.Number, shape.Integer:
+		return numericType(t) || timeType(t) && times == shape.TimesUnixMilli
+	case shape.Boolean:
+		return t == typeBool
+	case shape.Object, shape.Map:
+		return t.Kind() == reflect.Map
+	case shape.Array:
+		return t == typeList || t.Kind() == reflect.Slice && t != typeBytes
+	}
+	return true
+}
+
+// fitHint is how to make the value fit, for the pairs that occur.
+func fitHint(name string, t reflect.Type, s *shape.Node) string {
+	number := s.Kind == shape.Number || s.Kind == shape.Integer
+	switch {
+	case number && t == typeBool:
+		return fmt.Sprintf("=%s ? 1 : 0", name)
+	case number && t == typeString:
+		return fmt.Sprintf("=number(%s)", name)
+	case number && timeType(t):
+		return fmt.Sprintf("=day(%s), =month(%s), =year(%s) or =ms(%s)", name, name, name, name)
+	case s.Kind == shape.Boolean && t == typeInt:
+		return fmt.Sprintf("=%s == 1", name)
+	case s.Kind == shape.Boolean && t == typeString:
+		return fmt.Sprintf(`=%s == "yes"`, name)
+	case s.Kind == shape.String && t != typeDecimal:
+		return fmt.Sprintf("=string(%s)", name)
+	}
+	return ""
+}
+
+// describeType names a column's type with what its values are, where the name does not say it.
+func describeType(t *cdc.Type, as reflect.Type) string {
+	name := pgTypeName(t)
+	if as == nil || name == typeNameOf(as) || name == "" {
+		return name
+	}
+	return fmt.Sprintf("%s (%s)", name, typeNameOf(as))
+}
+
+func pgTypeName(t *cdc.Type) string {
+	if t == nil {
+		return ""
+	}
+	return t.Name
+}
