@@ -1,0 +1,434 @@
+package buffer
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"iter"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sourcegraph/conc/pool"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// LetterState says what is to be done with a dead letter.
+type LetterState string
+
+// The states.
+const (
+	LetterOpen       LetterState = "open"       // waits for an operator
+	LetterSuperseded LetterState = "superseded" // a newer state of its key has been delivered: it is kept to be looked at
+)
+
+// Letter is a dead letter: an item that its vendor, or our own rendering, has rejected.
+type Letter struct {
+	ID           string        `json:"id"`   // sorts by time of parking; given by Park
+	Sink         string        `json:"sink"` // with ItemID: what makes two letters the same
+	ItemID       string        `json:"item_id,omitempty"`
+	Mapping      string        `json:"mapping"`
+	Table        string        `json:"table"`
+	Op           string        `json:"op"`
+	Key          string        `json:"key"`
+	Position     cdc.Position  `json:"position"`
+	At           time.Time     `json:"at"` // when it was parked
+	Reason       string        `json:"reason"`
+	Code         string        `json:"code,omitempty"`   // the vendor's
+	Trace        string        `json:"trace,omitempty"`  // the vendor's id of the call
+	Status       int           `json:"status,omitempty"` // HTTP status; 0 when it was not sent
+	Attempts     int           `json:"attempts"`
+	State        LetterState   `json:"state"`
+	Remark       string        `json:"remark,omitempty"`
+	SupersededBy *cdc.Position `json:"superseded_by,omitempty"`
+
+	Item   json.RawMessage `json:"item,omitempty"`   // as it was rendered; nil when it could not be
+	Change []byte          `json:"change,omitempty"` // a block with the one change; nil when there is none
+}
+
+// LetterFilter selects dead letters. What is zero selects all.
+type LetterFilter struct {
+	Sink, Mapping, Table string
+	Reason               string // part of it, in any case
+	State                LetterState
+	After, Before        time.Time // parked at or after, and before
+	Limit                int
+}
+
+// ErrNoLetter is returned for the id of a letter that is not, or no longer, there.
+var ErrNoLetter = errors.New("no such dead letter")
+
+// letterIndex knows which letters there are, without their contents. Guarded by its own lock.
+type letterIndex struct {
+	mu    sync.Mutex
+	byID  map[string]letterEntry
+	items map[uint64]string // hash of sink and item id → letter's id
+	count map[string]map[LetterState]int
+	seed  maphash.Seed
+	last  uint64 // the newest id, as a number
+	parts uint64 // numbers the sets of parts that this Buffer has stored
+}
+
+type letterEntry struct {
+	sink  string
+	state LetterState
+	item  uint64 // hash; 0 without an item id
+	parts string // names the parts that belong to it; empty when it has none
+}
+
+// letterPartsHeader, on the first message of a letter whose contents did not fit, names its parts: name/count.
+const letterPartsHeader = "Cdcsync-Parts"
+
+func (x *letterIndex) init() {
+	x.byID, x.items, x.count = make(map[string]letterEntry), make(map[uint64]string), make(map[string]map[LetterState]int)
+	x.seed = maphash.MakeSeed()
+}
+
+// put records a letter as it now is. x.mu is held.
+func (x *letterIndex) put(id string, e letterEntry) {
+	x.remove(id)
+	x.byID[id] = e
+	if e.item != 0 {
+		x.items[e.item] = id
+	}
+	if x.count[e.sink] == nil {
+		x.count[e.sink] = make(map[LetterState]int)
+	}
+	x.count[e.sink][e.state]++
+	x.last = max(x.last, letterNumber(id))
+}
+
+// remove forgets a letter. x.mu is held.
+func (x *letterIndex) remove(id string) {
+	e, ok := x.byID[id]
+	if !ok {
+		return
+	}
+	delete(x.byID, id)
+	if x.items[e.item] == id {
+		delete(x.items, e.item)
+	}
+	x.count[e.sink][e.state]--
+}
+
+func (x *letterIndex) hash(sink, item string) uint64 {
+	if item == "" {
+		return 0
+	}
+	return max(maphash.String(x.seed, sink+"\x00"+item), 1)
+}
+
+// assign gives a letter the id of the one with the same item, or a new one. x.mu is held.
+func (x *letterIndex) assign(l *Letter, now time.Time) {
+	if id, ok := x.items[x.hash(l.Sink, l.ItemID)]; ok && l.ItemID != "" {
+		l.ID = id
+		return
+	}
+	x.last = max(x.last+1, uint64(now.UnixMicro()-letterEpoch))
+	l.ID = letterID(x.last)
+}
+
+// A letter's id is the microseconds since 2025 in Crockford's base 32: ten digits until 2060.
+const (
+	letterEpoch  = 1735689600e6
+	letterDigits = "0123456789abcdefghjkmnpqrstvwxyz"
+	letterLength = 10
+)
+
+func letterID(n uint64) string {
+	var id [letterLength]byte
+	for i := range id {
+		id[letterLength-1-i] = letterDigits[n%uint64(len(letterDigits))]
+		n /= uint64(len(letterDigits))
+	}
+	return string(id[:])
+}
+
+// letterNumber is the inverse of letterID; what is no id gives some number.
+func letterNumber(id string) (n uint64) {
+	for i := range len(id) {
+		n = n*uint64(len(letterDigits)) + uint64(max(strings.IndexByte(letterDigits, id[i]), 0))
+	}
+	return n
+}
+
+// loadLetters rebuilds the index.
+func (b *Buffer) loadLetters(ctx context.Context) error {
+	return b.scan(ctx, b.names.letters, b.names.letterSubject+".*.*", 0, func(m message) error {
+		var l Letter // without its contents when it has parts: they are in these
+		if err := json.Unmarshal(m.data, &l); err != nil {
+			return fmt.Errorf("dead letter %s: %w", m.subject, err)
+		}
+		b.letters.put(l.ID, letterEntry{
+			sink: l.Sink, state: l.State, item: b.letters.hash(l.Sink, l.ItemID), parts: m.header.Get(letterPartsHeader),
+		})
+		return nil
+	})
+}
+
+// Park stores letters durably, sets their IDs and, where they are empty, At and State. A letter of an item that has one
+// already replaces it. It tries again until ctx ends; after an error some may be stored, and parking them again is safe when they have an ItemID.
+func (b *Buffer) Park(ctx context.Context, letters []Letter) error {
+	now := time.Now().UTC()
+	b.letters.mu.Lock()
+	for i := range letters {
+		l := &letters[i]
+		l.At, l.State = cmp.Or(l.At, now), cmp.Or(l.State, LetterOpen)
+		b.letters.assign(l, now)
+	}
+	b.letters.mu.Unlock()
+	const atOnce = 64 // requests on their way
+	storing := pool.New().WithContext(ctx).WithMaxGoroutines(atOnce).WithFirstError()
+	for i := range letters {
+		storing.Go(func(ctx context.Context) error { return b.storeLetter(ctx, letters[i]) })
+	}
+	return storing.Wait()
+}
+
+// UpdateLetter stores a letter that Letter or Letters returned, durably, in place of what is there.
+func (b *Buffer) UpdateLetter(ctx context.Context, l Letter) error {
+	b.letters.mu.Lock()
+	_, ok := b.letters.byID[l.ID]
+	b.letters.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("dead letter %s: %w", l.ID, ErrNoLetter)
+	}
+	return b.storeLetter(ctx, l)
+}
+
+func (b *Buffer) storeLetter(ctx context.Context, l Letter) error {
+	if len(l.Item) > 0 && !json.Valid(l.Item) {
+		l.Item, _ = json.Marshal(string(l.Item)) // a string always can be: parking does not fail over what is parked
+	}
+	head, rest, err := b.encodeLetter(l)
+	if err != nil {
+		return fmt.Errorf("dead letter %s: %w", l.ID, err)
+	}
+	entry := letterEntry{sink: l.Sink, state: l.State, item: b.letters.hash(l.Sink, l.ItemID)}
+	m := &nats.Msg{Subject: b.letterSubject(l.Sink, l.ID), Data: head, Header: nats.Header{}}
+	if len(rest) > 0 {
+		b.letters.mu.Lock()
+		b.letters.parts++
+		entry.parts = fmt.Sprintf("%s-%d/%d", b.writer, b.letters.parts, len(rest))
+		b.letters.mu.Unlock()
+		m.Header.Set(letterPartsHeader, entry.parts)
+	}
+	// The parts come first: a letter whose first message is there is whole.
+	for i, data := range rest {
+		if _, err := b.publish(ctx, &nats.Msg{Subject: b.partSubject(l.ID, entry.parts, i), Data: data}); err != nil {
+			return fmt.Errorf("dead letter %s: %w", l.ID, err)
+		}
+	}
+	if _, err := b.publish(ctx, m); err != nil {
+		return fmt.Errorf("dead letter %s: %w", l.ID, err)
+	}
+	b.letters.mu.Lock()
+	before := b.letters.byID[l.ID]
+	b.letters.put(l.ID, entry)
+	b.letters.mu.Unlock()
+	return b.removeParts(ctx, l.ID, before.parts)
+}
+
+// encodeLetter returns the letter's first message and, when it is too large for one, the parts of its contents.
+func (b *Buffer) encodeLetter(l Letter) (head []byte, rest [][]byte, err error) {
+	size := int(b.write.MaxPayload()) - headerBytes
+	if head, err = marshal(l); err != nil || len(head) <= size {
+		return head, nil, err
+	}
+	contents, err := marshal(Letter{Item: l.Item, Change: l.Change})
+	if err != nil {
+		return nil, nil, err
+	}
+	l.Item, l.Change = nil, nil
+	if head, err = marshal(l); err == nil && len(head) > size { // a key or a reason of a megabyte
+		const bounded = 4 << 10
+		l.Key, l.Reason = l.Key[:min(len(l.Key), bounded)], l.Reason[:min(len(l.Reason), bounded)]
+		head, err = marshal(l)
+	}
+	return head, cut(contents, size), err
+}
+
+func (b *Buffer) letterSubject(sink, id string) string {
+	return b.names.letterSubject + "." + token(sink) + "." + id
+}
+
+// partSubject is where part i of those that parts (name/count) names lies.
+func (b *Buffer) partSubject(id, parts string, i int) string {
+	name, _, _ := strings.Cut(parts, "/")
+	return b.names.letterPartSubject + "." + id + "." + name + "." + strconv.Itoa(i)
+}
+
+func (b *Buffer) removeParts(ctx context.Context, id, parts string) error {
+	if parts == "" {
+		return nil
+	}
+	name, _, _ := strings.Cut(parts, "/")
+	if err := b.purge(ctx, b.names.letters, jetstream.WithPurgeSubject(b.names.letterPartSubject+"."+id+"."+name+".*")); err != nil {
+		return fmt.Errorf("dead letter %s: remove parts: %w", id, err)
+	}
+	return nil
+}
+
+// Letter returns one letter. The cause is ErrNoLetter when there is none.
+func (b *Buffer) Letter(ctx context.Context, id string) (Letter, error) {
+	b.letters.mu.Lock()
+	entry, ok := b.letters.byID[id]
+	b.letters.mu.Unlock()
+	if !ok {
+		return Letter{}, fmt.Errorf("dead letter %s: %w", id, ErrNoLetter)
+	}
+	m, err := b.lastMessage(ctx, b.letterSubject(entry.sink, id))
+	if err != nil {
+		return Letter{}, fmt.Errorf("dead letter %s: %w", id, err)
+	}
+	return b.readLetter(ctx, m)
+}
+
+// lastMessage returns the newest letter message of a subject.
+func (b *Buffer) lastMessage(ctx context.Context, subject string) (message, error) {
+	var m message
+	err := b.retry(ctx, "read dead letter", func(ctx context.Context) error {
+		stream, err := b.js.Stream(ctx, b.names.letters)
+		if err != nil {
+			return err
+		}
+		raw, err := stream.GetLastMsgForSubject(ctx, subject)
+		if err == nil {
+			m = message{seq: raw.Sequence, subject: raw.Subject, header: raw.Header, data: raw.Data, at: raw.Time}
+		}
+		return err
+	})
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		err = ErrNoLetter
+	}
+	return m, err
+}
+
+func (b *Buffer) readLetter(ctx context.Context, m message) (Letter, error) {
+	var l Letter
+	if err := json.Unmarshal(m.data, &l); err != nil {
+		return Letter{}, fmt.Errorf("dead letter %s: %w", m.subject, err)
+	}
+	parts := m.header.Get(letterPartsHeader)
+	if parts == "" {
+		return l, nil
+	}
+	_, count, _ := strings.Cut(parts, "/")
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return Letter{}, fmt.Errorf("dead letter %s: parts %q: %w", l.ID, parts, err)
+	}
+	var contents []byte
+	for i := range n {
+		p, err := b.lastMessage(ctx, b.partSubject(l.ID, parts, i))
+		if err != nil {
+			return Letter{}, fmt.Errorf("dead letter %s: part %d: %w", l.ID, i, err)
+		}
+		contents = append(contents, p.data...)
+	}
+	var full Letter
+	if err := json.Unmarshal(contents, &full); err != nil {
+		return Letter{}, fmt.Errorf("dead letter %s: %w", l.ID, err)
+	}
+	l.Item, l.Change = full.Item, full.Change
+	return l, nil
+}
+
+// errEnough ends an iteration early.
+var errEnough = errors.New("enough")
+
+// Letters iterates over the letters that match, in the order in which they were last stored, with about a megabyte in memory
+// at a time beside the one that is yielded. Letters may be stored, updated and discarded meanwhile; those that are stored
+// after it began are not yielded. It ends with the first error.
+func (b *Buffer) Letters(ctx context.Context, f LetterFilter) iter.Seq2[Letter, error] {
+	sink := "*"
+	if f.Sink != "" {
+		sink = token(f.Sink)
+	}
+	return func(yield func(Letter, error) bool) {
+		yielded := 0
+		err := b.scan(ctx, b.names.letters, b.names.letterSubject+"."+sink+".*", 0, func(m message) error {
+			var l Letter
+			if err := json.Unmarshal(m.data, &l); err != nil {
+				return fmt.Errorf("dead letter %s: %w", m.subject, err)
+			}
+			if !f.matches(&l) {
+				return nil
+			}
+			l, err := b.readLetter(ctx, m)
+			if errors.Is(err, ErrNoLetter) { // its parts have been discarded meanwhile
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			yielded++
+			if !yield(l, nil) || yielded == f.Limit {
+				return errEnough
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errEnough) {
+			yield(Letter{}, err)
+		}
+	}
+}
+
+func (f *LetterFilter) matches(l *Letter) bool {
+	switch {
+	case f.Sink != "" && f.Sink != l.Sink,
+		f.Mapping != "" && f.Mapping != l.Mapping,
+		f.Table != "" && f.Table != l.Table,
+		f.State != "" && f.State != l.State,
+		f.Reason != "" && !strings.Contains(strings.ToLower(l.Reason), strings.ToLower(f.Reason)),
+		!f.After.IsZero() && l.At.Before(f.After),
+		!f.Before.IsZero() && !l.At.Before(f.Before):
+		return false
+	}
+	return true
+}
+
+// Discard removes letters for good. The cause is ErrNoLetter when one is not there; those before it are removed.
+func (b *Buffer) Discard(ctx context.Context, ids ...string) error {
+	for _, id := range ids {
+		b.letters.mu.Lock()
+		entry, ok := b.letters.byID[id]
+		b.letters.mu.Unlock()
+		if !ok {
+			return fmt.Errorf("dead letter %s: %w", id, ErrNoLetter)
+		}
+		if err := b.purge(ctx, b.names.letters, jetstream.WithPurgeSubject(b.letterSubject(entry.sink, id))); err != nil {
+			return fmt.Errorf("dead letter %s: %w", id, err)
+		}
+		b.letters.mu.Lock()
+		b.letters.remove(id)
+		b.letters.mu.Unlock()
+		if err := b.removeParts(ctx, id, entry.parts); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// LetterCount is how many letters of a sink are in a state. It costs nothing.
+func (b *Buffer) LetterCount(sink string, state LetterState) int {
+	b.letters.mu.Lock()
+	defer b.letters.mu.Unlock()
+	return b.letters.count[sink][state]
+}
+
+// LetterSinks are the sinks that have, or had, letters, sorted; they need not be configured any more.
+func (b *Buffer) LetterSinks() []string {
+	b.letters.mu.Lock()
+	defer b.letters.mu.Unlock()
+	return slices.Sorted(maps.Keys(b.letters.count))
+}

@@ -1,0 +1,253 @@
+package buffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sys/unix"
+)
+
+// connect starts the embedded server, unless there is an external one, and connects to it.
+func (b *Buffer) connect(ctx context.Context) (err error) {
+	var options []nats.Option
+	url := ""
+	if b.cfg.NATS == nil {
+		if err := b.startServer(); err != nil {
+			return err
+		}
+		options = append(options, nats.InProcessServer(b.server))
+	} else {
+		url = b.cfg.NATS.URL
+		options = b.cfg.NATS.options()
+	}
+	options = append(
+		options,
+		nats.Name("cdcsync "+b.cfg.Pipeline),
+		nats.MaxReconnects(-1),
+		// What could not be sent is not sent behind the caller's back after a reconnect.
+		nats.ReconnectBufSize(-1),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			b.logger.Warn("nats connection", "err", err)
+		}),
+	)
+	if b.write, err = dial(url, options); err != nil {
+		return err
+	}
+	if b.read, err = dial(url, options); err != nil {
+		return err
+	}
+	if err := checkVersion(b.write.ConnectedServerVersion()); err != nil {
+		return err
+	}
+	b.js, err = jetstream.New(b.write)
+	return err
+}
+
+func dial(url string, options []nats.Option) (*nats.Conn, error) {
+	conn, err := nats.Connect(url, options...)
+	if err != nil {
+		return nil, &Error{Reason: "connect to NATS", Err: err, Solution: "check buffer.nats.url, its credentials, and that the cluster runs"}
+	}
+	return conn, nil
+}
+
+// checkVersion wants batched direct gets, which NATS 2.11 brought.
+func checkVersion(version string) error {
+	major, rest, _ := strings.Cut(version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	m, errMajor := strconv.Atoi(major)
+	n, errMinor := strconv.Atoi(minor)
+	if err := errors.Join(errMajor, errMinor); err != nil {
+		return fmt.Errorf("version %q of NATS: %w", version, err)
+	}
+	if m < 2 || m == 2 && n < 11 {
+		return &Error{Reason: "NATS " + version + " is too old", Solution: "use 2.11 or newer"}
+	}
+	return nil
+}
+
+func (c *NATSConfig) options() []nats.Option {
+	var options []nats.Option
+	if c.CredentialsFile != "" {
+		options = append(options, nats.UserCredentials(c.CredentialsFile))
+	}
+	if c.CAFile != "" {
+		options = append(options, nats.RootCAs(c.CAFile))
+	}
+	if c.CertFile != "" {
+		options = append(options, nats.ClientCert(c.CertFile, c.KeyFile))
+	}
+	return options
+}
+
+func (b *Buffer) startServer() error {
+	if err := os.MkdirAll(b.cfg.Dir, 0o700); err != nil {
+		return &Error{Reason: "make the buffer's folder", Err: err, Solution: "set buffer.dir to a folder that the daemon may write"}
+	}
+	if err := b.lock(); err != nil {
+		return err
+	}
+	// JetStreamMaxStore: the blocks have their own bound, and free space is watched by Append.
+	const unbounded = 1 << 60
+	s, err := server.NewServer(&server.Options{
+		ServerName: "cdcsync", DontListen: true, NoSigs: true,
+		JetStream: true, StoreDir: b.cfg.Dir, SyncAlways: true,
+		JetStreamMaxStore: unbounded, JetStreamMaxMemory: unbounded, DisableJetStreamBanner: true,
+	})
+	if err != nil {
+		return fmt.Errorf("embedded NATS in %s: %w", b.cfg.Dir, err)
+	}
+	b.server = s
+	s.SetLogger(serverLog{b.logger}, false, false)
+	s.Start() // recovers the streams before it returns
+	const started = 30 * time.Second
+	if !s.ReadyForConnections(started) || !s.JetStreamEnabled() {
+		return &Error{Reason: "embedded NATS did not start in " + b.cfg.Dir, Solution: "see the log above; the folder must be writable and its files intact"}
+	}
+	return nil
+}
+
+// lock holds the folder for as long as the process lives or until it is closed: flock is given back by a kill too.
+func (b *Buffer) lock() error {
+	path := filepath.Join(b.cfg.Dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return &Error{Reason: "lock the buffer's folder", Err: err, Solution: "set buffer.dir to a folder that the daemon may write"}
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		const pid = 20
+		holder, _ := io.ReadAll(io.LimitReader(f, pid)) // best effort: it only makes the message better
+		f.Close()
+		return &Error{
+			Reason:   fmt.Sprintf("buffer folder %s is in use by process %s", b.cfg.Dir, strings.TrimSpace(string(holder))),
+			Err:      err,
+			Solution: "stop the other daemon, or give this one a buffer.dir of its own",
+		}
+	}
+	b.dir = f
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// freeSpace is what the daemon may still write on the folder's disk, in bytes.
+func (b *Buffer) freeSpace() (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(b.dir.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", b.cfg.Dir, err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}
+
+// serverLog passes on what the embedded server has to complain of.
+type serverLog struct{ logger *slog.Logger }
+
+func (l serverLog) Warnf(format string, v ...any) {
+	l.logger.Warn("embedded nats", "text", fmt.Sprintf(format, v...))
+}
+
+func (l serverLog) Errorf(format string, v ...any) {
+	l.logger.Error("embedded nats", "text", fmt.Sprintf(format, v...))
+}
+
+func (l serverLog) Fatalf(format string, v ...any) { l.Errorf(format, v...) }
+func (serverLog) Noticef(string, ...any)           {}
+func (serverLog) Debugf(string, ...any)            {}
+func (serverLog) Tracef(string, ...any)            {}
+
+// attemptTimeout is for one request. A leader election takes a few seconds.
+const attemptTimeout = 10 * time.Second
+
+// retry calls f until it succeeds, fails for good, or ctx ends. f gets a context for one attempt.
+func (b *Buffer) retry(ctx context.Context, what string, f func(context.Context) error) error {
+	var waits backoff
+	for {
+		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+		err := f(attempt)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !isTransient(err) {
+			return err
+		}
+		if waits.tell() {
+			b.logger.Warn("buffer request will be tried again", "request", what, "err", err)
+		}
+		if err := waits.wait(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// isTransient says whether the same request may succeed later without an operator.
+func isTransient(err error) bool {
+	for _, e := range []error{
+		context.DeadlineExceeded, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrReconnectBufExceeded,
+		nats.ErrConnectionReconnecting, nats.ErrStaleConnection, nats.ErrNoServers, jetstream.ErrNoStreamResponse,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	var api *jetstream.APIError
+	const unavailable = 503 // no leader, JetStream is starting, too many requests in flight
+	return errors.As(err, &api) && api.Code == unavailable
+}
+
+// backoff waits longer from time to time, with jitter. The zero backoff is ready.
+type backoff struct {
+	next time.Duration
+	told time.Time
+}
+
+const (
+	backoffFirst = 20 * time.Millisecond
+	backoffMost  = 2 * time.Second
+	tellEvery    = 30 * time.Second
+)
+
+// tell says whether it is time to log that something is being tried again.
+func (b *backoff) tell() bool {
+	if now := time.Now(); now.Sub(b.told) >= tellEvery {
+		b.told = now
+		return true
+	}
+	return false
+}
+
+func (b *backoff) wait(ctx context.Context) error {
+	b.next = min(max(2*b.next, backoffFirst), backoffMost)
+	return pause(ctx, b.next/2+rand.N(b.next/2))
+}
+
+// pause waits for d or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

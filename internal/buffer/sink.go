@@ -1,0 +1,173 @@
+package buffer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// Block is a stored block.
+type Block struct {
+	Seq    uint64    // its place: larger than that of all blocks before. There may be gaps.
+	Data   []byte    // shared with other readers: not to be written to
+	Stored time.Time // when it was stored, by the clock of NATS
+}
+
+// Sink is the reading end of one sink, with its cursor. Next belongs to one goroutine; the rest is safe for concurrent use.
+type Sink struct {
+	b    *Buffer
+	name string
+
+	read    uint64    // sequence of the last block that Next returned
+	fetched uint64    // sequence of the last message that was read from the stream; owned by Next, as what follows
+	ahead   []Block   // read from the stream and not returned yet
+	parts   assembler // of a block that is read in part
+	scan    *scanner  // nil until the stream is read from
+}
+
+// readAhead bounds what a sink reads ahead, in bytes: eight blocks of full size.
+const readAhead = 2 << 20
+
+// TrimmedError says that blocks were trimmed which a sink has not settled: it was not configured at the time.
+type TrimmedError struct {
+	Sink     string
+	Messages uint64    // that are gone: as many blocks, except that a large one has several
+	Since    time.Time // when the sink settled its last block
+}
+
+func (e *TrimmedError) Error() string {
+	return fmt.Sprintf("%d blocks were trimmed while sink %s was not configured, since %s; run a backfill of its tables, then it goes on from the oldest block that is there",
+		e.Messages, e.Sink, e.Since.Format(time.RFC3339))
+}
+
+// Sink opens the reading end of a configured sink, from its cursor on as the bucket has it now. The error is a *TrimmedError
+// when blocks that it has not settled are gone; Forget lets it go on without them. Of each name at most one may be in use.
+func (b *Buffer) Sink(ctx context.Context, name string) (*Sink, error) {
+	if err := b.awaitSaving(ctx, b.readCursors); err != nil {
+		return nil, fmt.Errorf("sink %s: %w", name, err)
+	}
+	info, err := b.streamInfo(ctx, b.names.blocks)
+	if err != nil {
+		return nil, fmt.Errorf("sink %s: %w", name, err)
+	}
+	b.mu.Lock()
+	at, ok := b.cursors.now[name]
+	b.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("sink %s is not configured", name)
+	}
+	if gone := info.State.FirstSeq; gone > at.Seq+1 {
+		return nil, &TrimmedError{Sink: name, Messages: gone - 1 - at.Seq, Since: at.At}
+	}
+	return &Sink{b: b, name: name, read: at.Seq, fetched: at.Seq}, nil
+}
+
+// Forget moves the cursor of a sink past the blocks that were trimmed while it was not configured, durably.
+func (b *Buffer) Forget(ctx context.Context, trimmed *TrimmedError) error {
+	info, err := b.streamInfo(ctx, b.names.blocks)
+	if err != nil {
+		return err
+	}
+	b.settle(trimmed.Sink, info.State.FirstSeq-1, 0)
+	return b.flushCursors(ctx)
+}
+
+// awaitSaving runs f while no one writes the cursors.
+func (b *Buffer) awaitSaving(ctx context.Context, f func(context.Context) error) error {
+	select {
+	case b.cursors.saving <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-b.cursors.saving }()
+	return f(ctx)
+}
+
+// Name is the sink's name.
+func (s *Sink) Name() string { return s.name }
+
+// Next returns the block after the one that it returned before, or after the cursor; it waits for one to be stored.
+// It tries again for as long as NATS cannot be reached, until ctx ends.
+func (s *Sink) Next(ctx context.Context) (Block, error) {
+	for {
+		s.b.mu.Lock()
+		block, ok := s.b.recent.next(s.read)
+		end, appended := s.b.stored.end, s.b.appended
+		s.b.mu.Unlock()
+		switch {
+		case len(s.ahead) > 0:
+			block = s.ahead[0]
+			s.ahead[0] = Block{} // the array lives on
+			s.ahead = s.ahead[1:]
+		case ok:
+			s.fetched, s.parts = block.Seq, assembler{}
+		case s.read < end:
+			if err := s.fetch(ctx); err != nil {
+				return Block{}, fmt.Errorf("sink %s: %w", s.name, err)
+			}
+			continue
+		default:
+			select {
+			case <-appended:
+			case <-ctx.Done():
+				return Block{}, ctx.Err()
+			}
+			continue
+		}
+		s.read = block.Seq
+		return block, nil
+	}
+}
+
+// fetch reads blocks from the stream into ahead. What it reads may be one part of a large block only.
+func (s *Sink) fetch(ctx context.Context) error {
+	if s.scan == nil {
+		scan, err := s.b.newScanner(s.b.names.blocks)
+		if err != nil {
+			return err
+		}
+		s.scan = scan
+	}
+	var messages []message
+	err := s.b.retry(ctx, "read blocks", func(ctx context.Context) (err error) {
+		messages, err = s.scan.fetch(ctx, s.fetched+1, "", readAhead)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(messages) == 0 { // a replica that does not have yet what the leader has acknowledged
+		const lag = 5 * time.Millisecond
+		return pause(ctx, lag)
+	}
+	s.ahead = s.ahead[:0]
+	for _, m := range messages {
+		p, err := parsePart(m.header.Get(partHeader))
+		if err != nil {
+			return fmt.Errorf("message %d of stream %s: %w", m.seq, s.scan.stream, err)
+		}
+		s.fetched = m.seq
+		if data, _, ok := s.parts.add(m.seq, p, m.data); ok {
+			s.ahead = append(s.ahead, Block{Seq: m.seq, Data: data, Stored: m.at})
+		}
+	}
+	s.b.metrics.readBack(len(s.ahead))
+	return nil
+}
+
+// Settle says that everything up to a block is settled; resume is the End of its footer's Resume. The cursor only moves
+// forward; it is written within some 20 ms.
+func (s *Sink) Settle(seq uint64, resume cdc.LSN) { s.b.settle(s.name, seq, resume) }
+
+// Flush waits until what has been settled is written.
+func (s *Sink) Flush(ctx context.Context) error { return s.b.flushCursors(ctx) }
+
+// Close ends reading. The cursor stays.
+func (s *Sink) Close() {
+	if s.scan != nil {
+		s.scan.close()
+		s.scan = nil
+	}
+}

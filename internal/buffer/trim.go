@@ -1,0 +1,80 @@
+package buffer
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A trim holds up appending for some milliseconds, since files are removed or rewritten: it waits until there is enough to
+// trim, or nothing else to do.
+const (
+	trimBytes = 8 << 20 // a file of the stream
+	trimIdle  = time.Second
+	trimMost  = 30 * time.Second
+	// While capture waits for room: at once when a good share may go, else now and then.
+	trimWaiting = 200 * time.Millisecond
+	trimShare   = 16
+)
+
+// trimSettled removes blocks that all configured sinks have settled, until ctx ends.
+func (b *Buffer) trimSettled(ctx context.Context) {
+	tick := time.NewTicker(trimIdle)
+	defer tick.Stop()
+	last := time.Now()
+	for {
+		select {
+		case <-b.trim:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		before := b.trimmable(time.Since(last))
+		if before == 0 {
+			continue
+		}
+		if err := b.trimBefore(ctx, before); err != nil && ctx.Err() == nil {
+			b.logger.Error("settled blocks are not trimmed", "err", err)
+		}
+		last = time.Now()
+	}
+}
+
+// trimmable returns the sequence before which everything may go, or 0 when it is not worth it yet. The last block stays: it says where capture goes on.
+func (b *Buffer) trimmable(since time.Duration) uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	floor := b.stored.endFirst
+	for _, sink := range b.cfg.Sinks {
+		floor = min(floor, b.cursors.written[sink].Seq+1)
+	}
+	if floor <= max(b.stored.first, 1) || b.stored.messages == 0 {
+		return 0
+	}
+	messages := floor - max(b.stored.first, 1)
+	size := b.stored.bytes / b.stored.messages * messages
+	waiting := b.full.reason != "" && (since >= trimWaiting || size >= uint64(b.cfg.MaxSize)/trimShare)
+	idle := time.Since(b.stored.lastAppend) >= trimIdle && since >= trimIdle
+	if waiting || idle || size >= trimBytes || since >= trimMost {
+		return floor
+	}
+	return 0
+}
+
+func (b *Buffer) trimBefore(ctx context.Context, seq uint64) error {
+	start := time.Now()
+	if err := b.purge(ctx, b.names.blocks, jetstream.WithPurgeSequence(seq)); err != nil {
+		return err
+	}
+	info, err := b.streamInfo(ctx, b.names.blocks)
+	if err != nil {
+		return err
+	}
+	b.metrics.trimmed(time.Since(start))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stored.first, b.stored.messages, b.stored.bytes = info.State.FirstSeq, info.State.Msgs, info.State.Bytes
+	broadcast(&b.trimmed)
+	return nil
+}
