@@ -243,7 +243,7 @@ func appendJSON(dst []byte, s string) []byte {
 // Check takes a token, and reports when there is none, or when it was granted without the scope that the endpoint needs.
 func (f *Fanatics) Check(ctx context.Context) []string {
 	t, warnings := f.auth.check(ctx)
-	if t.scope != "" && !slices.Contains(strings.Fields(t.scope), fanaticsScope) {
+	if t.scope != nil && !slices.Contains(strings.Fields(string(*t.scope)), fanaticsScope) {
 		warnings = append(warnings, "the token was granted without the scope "+fanaticsScope+
 			": approvals will be refused; set auth.scope, or ask Fanatics to allow it to the client")
 	}
@@ -251,8 +251,8 @@ func (f *Fanatics) Check(ctx context.Context) []string {
 }
 
 // fanaticsShape allows the given tiers only, or, when there are none, all.
-func fanaticsShape(inviteOnly []string) *shape.Item {
-	return &shape.Item{Times: shape.TimesISO, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
+func fanaticsShape(inviteOnly []string) shape.Item {
+	return shape.Item{Times: shape.TimesISO, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
 		{Name: "account_tenant_fanid", Required: true, Doc: "The customer's tenant-scoped FanID.", Node: &shape.Node{Kind: shape.String, Format: shape.FormatUUID}},
 		{Name: "invite_approval_map", Required: true, Doc: "Invite-only tier ids, each true (approved) or false (not approved, or withdrawn).", Node: &shape.Node{
 			Kind: shape.Map, Key: shape.FormatUUID, Elem: &shape.Node{Kind: shape.Boolean}, Check: checkTiers(inviteOnly),

@@ -17,8 +17,8 @@ const (
 )
 
 // fanbaseBatchShape is an element of data[], as the vendor's page "ID Batch V2" describes it.
-func fanbaseBatchShape() *shape.Item {
-	return &shape.Item{Times: shape.TimesISO, Root: &shape.Node{
+func fanbaseBatchShape() shape.Item {
+	return shape.Item{Times: shape.TimesISO, Root: &shape.Node{
 		Kind: shape.Object, Exclusive: []string{"pwd", "pwdhash"}, Fields: []shape.Field{
 			{Name: "data", Required: true, Doc: "Personal data.", Node: fanShape()},
 			{Name: "numbers", Required: true, Doc: "Documents, phones and e-mails; at least a CPF or an e-mail.", Node: numbersShape()},
@@ -66,7 +66,7 @@ func addressShape() *shape.Node {
 		{Name: "add3", Required: true, Doc: "District.", Node: words()},
 		{Name: "zip", Required: true, Doc: "Postal code.", Node: words()},
 		{Name: "city", Required: true, Doc: "City.", Node: words()},
-		{Name: "state", Required: true, Doc: "State in two letters.", Node: &shape.Node{Kind: shape.String, MaxLength: 2}},
+		{Name: "state", Required: true, Doc: "State in two letters.", Node: &shape.Node{Kind: shape.String, MaxLength: 2, Check: checkState}},
 		{Name: "iso3", Required: true, Doc: "Country, ISO 3166-1 alpha-3.", Node: iso3()},
 	}}
 }
@@ -94,12 +94,12 @@ func transactionShape() *shape.Node {
 
 func membershipShape() *shape.Node {
 	return &shape.Node{Kind: shape.Object, Fields: []shape.Field{
-		{Name: "externalId", Required: true, Doc: "The contract's code in this system.", Node: words()},
-		{Name: "status", Required: true, Doc: "Ativo, Inativo, Inadimplente and so on.", Node: words()},
+		{Name: "externalId", Required: true, Doc: "The contract's code in this system.", Node: notBlank()},
+		{Name: "status", Required: true, Doc: "Ativo, Inativo, Inadimplente and so on.", Node: notBlank()},
 		{Name: "data", Required: true, Doc: "When the contract was made.", Node: dateTime()},
 		{Name: "cancelamento", Doc: "When it was cancelled.", Node: dateTime()},
-		{Name: "codigoCliente", Required: true, Doc: "The customer's CPF or e-mail.", Node: words()},
-		{Name: "plano", Required: true, Doc: "Name of the plan.", Node: words()},
+		{Name: "codigoCliente", Required: true, Doc: "The customer's CPF or e-mail.", Node: notBlank()},
+		{Name: "plano", Required: true, Doc: "Name of the plan.", Node: notBlank()},
 		{Name: "planoCode", Doc: "The plan's code in this system.", Node: words()},
 		{Name: "complemento", Doc: "Further information.", Node: words()},
 		{Name: "parcelas", Doc: "Instalments paid.", Node: number()},
@@ -141,7 +141,7 @@ func attributeShape() *shape.Node {
 
 func optinShape() *shape.Node {
 	return &shape.Node{Kind: shape.Object, Fields: []shape.Field{
-		{Name: "optinCode", Required: true, Doc: "Code of the consent.", Node: words()},
+		{Name: "optinCode", Required: true, Doc: "Code of the consent.", Node: notBlank()},
 		{Name: "optinDesc", Required: true, Doc: "Description of the consent.", Node: words()},
 		{Name: "optinDate", Required: true, Doc: "When it was given.", Node: dateTime()},
 		{Name: "optinCancelDate", Doc: "When it was withdrawn.", Node: dateTime()},
@@ -150,7 +150,7 @@ func optinShape() *shape.Node {
 
 func pairsShape() *shape.Node {
 	return list(&shape.Node{Kind: shape.Object, Fields: []shape.Field{
-		{Name: "key", Required: true, Doc: "Key.", Node: words()},
+		{Name: "key", Required: true, Doc: "Key.", Node: notBlank()},
 		{Name: "value", Required: true, Doc: "Value.", Node: words()},
 	}})
 }
@@ -180,6 +180,13 @@ func iso3() *shape.Node { return &shape.Node{Kind: shape.String, MaxLength: 3, C
 func checkISO3(value []byte) error {
 	if len(value) != len(`"BRA"`) || strings.Trim(string(value), `"ABCDEFGHIJKLMNOPQRSTUVWXYZ`) != "" {
 		return errors.New("must be a country in three capitals, such as BRA")
+	}
+	return nil
+}
+
+func checkState(value []byte) error {
+	if len(value) != len(`"SP"`) {
+		return errors.New("must be a state in two letters, such as SP")
 	}
 	return nil
 }

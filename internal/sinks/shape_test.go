@@ -76,7 +76,7 @@ func TestExamples(t *testing.T) {
 				items := x.items(t, request)
 				spec, _ := sinks.SpecOf(x.typ)
 				for _, item := range items {
-					if err := spec.Item.Root.Validate(item.Body); err != nil {
+					if err := validate(spec.Item.Root, item.Body); err != nil {
 						t.Error(err)
 					}
 				}
@@ -153,6 +153,7 @@ func TestShapesRefuse(t *testing.T) {
 		{simple, `"verified":1`, `"verified":true`, "numbers[0].verified: must be a number"},
 		{simple, `"addressType":1`, `"addressType":3`, "addresses.addressType: must be one of 1, 2"},
 		{simple, `"state":"SP"`, `"state":"São"`, "addresses.state: is longer than 2 characters"},
+		{simple, `"state":"SP"`, `"state":"S"`, "addresses.state: must be a state in two letters, such as SP"},
 		{simple, `"number":123,`, `"number":"12A",`, "addresses.number: must be a number"},
 		{simple, `"value":"SOC-123456"`, `"value":1`, "sysValues[0].value: must be a string"},
 		{simple, `"sysValues":[`, `"sysValue":[],"sysValues":[`, "sysValue: is not a field that the vendor knows"},
@@ -177,7 +178,7 @@ func TestShapesRefuse(t *testing.T) {
 			}
 			spec, _ := sinks.SpecOf(x.typ)
 			got := ""
-			if err := spec.Item.Root.Validate(edit(t, test.file, test.old, test.replacement)); err != nil {
+			if err := validate(spec.Item.Root, edit(t, test.file, test.old, test.replacement)); err != nil {
 				got = err.Error()
 			}
 			if got != test.want {
@@ -200,7 +201,7 @@ func TestInviteOnlyTiers(t *testing.T) {
 		cfg := sinks.Config{Type: sinks.TypeFanatics, InviteOnlyTiers: test.tiers}
 		spec, ok := cfg.Spec()
 		got := ""
-		if err := spec.Item.Root.Validate(item); err != nil {
+		if err := validate(spec.Item.Root, item); err != nil {
 			got = err.Error()
 		}
 		if !ok || got != test.want {
@@ -212,7 +213,7 @@ func TestInviteOnlyTiers(t *testing.T) {
 func TestSpecs(t *testing.T) {
 	for _, typ := range sinks.Types() {
 		spec, ok := sinks.SpecOf(typ)
-		if !ok || spec.Type != typ || spec.Delete == 0 || spec.Item.Times == 0 || spec.Item.Root == nil || len(spec.On) == 0 || spec.BatchItems == 0 || spec.Concurrency == 0 {
+		if !ok || spec.Type != typ || spec.Item.Times == 0 || spec.Item.Root == nil || len(spec.On) == 0 || spec.BatchItems == 0 || spec.Concurrency == 0 {
 			t.Errorf("%s: %+v", typ, spec)
 		}
 		k := kinds[typ]
@@ -222,9 +223,6 @@ func TestSpecs(t *testing.T) {
 		sink := k.openWith(t, typ, sinks.Deps{Tokens: sinks.NewTokens("1", nil, nil)})
 		if most := sink.Limits().Items; sink.Type() != typ || most > 0 && spec.BatchItems > most {
 			t.Errorf("%s: %d items by default, %d at most", typ, spec.BatchItems, most)
-		}
-		if field, ok := spec.Item.Root.Field(spec.DeleteMap); ok != (spec.Delete == sinks.DeleteFlags) {
-			t.Errorf("%s: delete map %+v", typ, field)
 		}
 		for _, name := range spec.Key {
 			if _, ok := spec.Item.Root.Field(name); !ok {

@@ -11,13 +11,12 @@ import (
 // Spec is what mappings and the configuration need to know of a type of sink: the shape of its items and the defaults.
 type Spec struct {
 	Type string
-	Item *shape.Item
+	Item shape.Item
 
-	On        []cdc.Op // what a mapping sends when it does not say
-	Delete    Delete   // what an item for a deleted row is
-	DeleteMap string   // with DeleteFlags: the item's field whose values become false
-	FullRows  bool     // a deleted row is needed whole, not only by its key
-	Key       []string // the path in the item of what orders and coalesces; empty means the table's primary key
+	On       []cdc.Op // what a mapping sends when it does not say
+	Withdraw bool     // a deleted row is sent as its item with every flag of the map false; otherwise as its item
+	FullRows bool     // a deleted row is needed whole, not only by its key
+	Key      []string // the path in the item of what orders and coalesces; empty means the table's primary key
 
 	Latest      bool // coalesce: latest, otherwise none
 	BatchItems  int
@@ -26,38 +25,27 @@ type Spec struct {
 	Tokens      bool // authenticates with a token (auth:) and not with a key (api_key:)
 }
 
-// Delete is how a deleted row is sent.
-type Delete uint8
-
-// The ways.
-const (
-	DeleteRow   Delete = iota + 1 // as the item of the old row; the operation goes along with it
-	DeleteFlags                   // as the item of the old row with every value of a map false
-	DeleteNone                    // the endpoint has no delete; when a mapping asks for it, the old row is sent like any other
-)
-
 // The bytes of a batch that a vendor does not limit: most servers take a body of 1 MiB.
 const batchBytes = 1 << 20
 
 var specs = map[string]Spec{
 	TypeStopChurn: {
 		Type: TypeStopChurn, Item: stopChurnShape(), On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate, cdc.OpDelete},
-		Delete: DeleteRow, FullRows: true,
+		FullRows:   true,
 		BatchItems: 500, BatchBytes: batchBytes, Concurrency: 2,
 	},
 	TypeFanbaseQueue: {
 		Type: TypeFanbaseQueue, Item: fanbaseQueueShape(), On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate},
-		Delete: DeleteNone, Key: []string{"id"},
+		Key:    []string{"id"},
 		Latest: true, BatchItems: 1, Concurrency: 8, Tokens: true,
 	},
 	TypeFanbaseBatch: {
 		Type: TypeFanbaseBatch, Item: fanbaseBatchShape(), On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate},
-		Delete: DeleteNone,
 		Latest: true, BatchItems: 50, BatchBytes: batchBytes, Concurrency: 2, Tokens: true,
 	},
 	TypeFanatics: {
 		Type: TypeFanatics, Item: fanaticsShape(nil), On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate, cdc.OpDelete},
-		Delete: DeleteFlags, DeleteMap: "invite_approval_map", Key: []string{"account_tenant_fanid"},
+		Withdraw: true, Key: []string{"account_tenant_fanid"},
 		Latest: true, BatchItems: fanaticsAccounts, BatchBytes: batchBytes, Concurrency: 2, Tokens: true,
 	},
 }

@@ -79,7 +79,7 @@ type tokenSource struct {
 
 type token struct {
 	value   string
-	scope   string
+	scope   *text     // as granted; nil when the answer does not say
 	renew   time.Time // from when on a new one is asked for
 	expires time.Time
 }
@@ -233,7 +233,7 @@ func (s *tokenSource) parse(got *answer) (token, error) {
 	var reply struct {
 		AccessToken string `json:"access_token"`
 		ExpiresIn   text   `json:"expires_in"`
-		Scope       text   `json:"scope"`
+		Scope       *text  `json:"scope"`
 	}
 	if json.Unmarshal(got.body, &reply) != nil || reply.AccessToken == "" || strings.ContainsAny(reply.AccessToken, "\r\n") {
 		return token{}, &RequestError{Class: ClassTransient, Status: got.status, Reason: "token service: the answer holds no access_token"}
@@ -243,7 +243,7 @@ func (s *tokenSource) parse(got *answer) (token, error) {
 		life = time.Duration(min(seconds, longest.Seconds()) * float64(time.Second))
 	}
 	expires := time.Now().Add(life)
-	return token{value: reply.AccessToken, scope: string(reply.Scope), renew: expires.Add(-min(early, life/10)), expires: expires}, nil
+	return token{value: reply.AccessToken, scope: reply.Scope, renew: expires.Add(-min(early, life/10)), expires: expires}, nil
 }
 
 func (s *tokenSource) redact(text string) string {

@@ -14,9 +14,9 @@ import (
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
-func grantFor(seconds int, scope string) answering {
+func grantFor(seconds int) answering {
 	return func(w http.ResponseWriter, r *http.Request, n int) {
-		say(200, fmt.Sprintf(`{"access_token":"%s%d","expires_in":%d,"scope":%q}`, plantedToken, n, seconds, scope))(w, r, n)
+		say(200, fmt.Sprintf(`{"access_token":"%s%d","expires_in":%d}`, plantedToken, n, seconds))(w, r, n)
 	}
 }
 
@@ -68,7 +68,7 @@ func TestTokenSingleFlight(t *testing.T) {
 		v := newVendor(t)
 		v.grant = func(w http.ResponseWriter, r *http.Request, n int) {
 			time.Sleep(time.Second)
-			grantFor(3600, "")(w, r, n)
+			grantFor(3600)(w, r, n)
 		}
 		v.answer = func(w http.ResponseWriter, r *http.Request, n int) {
 			time.Sleep(time.Second)
@@ -129,7 +129,7 @@ func TestTokenLeaderGivesUp(t *testing.T) {
 		v := newVendor(t)
 		v.grant = func(w http.ResponseWriter, r *http.Request, n int) {
 			time.Sleep(time.Second)
-			grantFor(3600, "")(w, r, n)
+			grantFor(3600)(w, r, n)
 		}
 		k := kinds[sinks.TypeFanatics]
 		v.answer = say(201, k.ok([]int{1}))
@@ -204,7 +204,7 @@ func TestTokenRenewalFails(t *testing.T) {
 				say(500, "")(w, r, n)
 				return
 			}
-			grantFor(3600, "")(w, r, n)
+			grantFor(3600)(w, r, n)
 		}
 		v.answer = say(201, k.ok([]int{1}))
 		sink := k.open(t, sinks.TypeFanatics, v)
@@ -247,11 +247,13 @@ func TestTokenPerClient(t *testing.T) {
 }
 
 func TestCheckScope(t *testing.T) {
-	for scope, warns := range map[string]bool{"": false, "tier_points:override": false, "a tier_points:override b": false, "tier_points:read": true} {
+	for scope, warns := range map[string]bool{
+		`null`: false, `"tier_points:override"`: false, `"a tier_points:override b"`: false, `"tier_points:read"`: true, `""`: true,
+	} {
 		t.Run(scope, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v := newVendor(t)
-				v.grant = grantFor(3600, scope)
+				v.grant = say(200, `{"access_token":"`+plantedToken+`1","scope":`+scope+`}`)
 				for typ, k := range kinds {
 					checker, ok := k.open(t, typ, v).(interface {
 						Check(ctx context.Context) []string
