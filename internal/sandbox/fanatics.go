@@ -113,8 +113,8 @@ func (a *approval) parse(raw json.RawMessage) (reason string) {
 	if err != nil {
 		return err.Error()
 	}
-	a.raw, a.account = raw, text(values["account_tenant_fanid"])
-	flags, err := members(values["invite_approval_map"])
+	a.raw, a.account = raw, text(values.get("account_tenant_fanid"))
+	flags, err := members(values.get("invite_approval_map"))
 	switch {
 	case err != nil:
 		return "invite_approval_map " + err.Error()
@@ -122,11 +122,11 @@ func (a *approval) parse(raw json.RawMessage) (reason string) {
 		return "invite_approval_map is empty"
 	}
 	a.flags = make(map[string]bool, len(flags))
-	for tier, flag := range flags {
-		if kindOf(flag) != kindBoolean {
-			return fmt.Sprintf("invite_approval_map has %s and not a boolean", kindOf(flag))
+	for _, flag := range flags {
+		if kindOf(flag.value) != kindBoolean {
+			return fmt.Sprintf("invite_approval_map has %s and not a boolean", kindOf(flag.value))
 		}
-		a.flags[strings.ToLower(tier)] = flag[0] == 't'
+		a.flags[strings.ToLower(flag.name)] = flag.value[0] == 't'
 	}
 	return ""
 }

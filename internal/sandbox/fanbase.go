@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -222,7 +223,7 @@ func parseBatch(body []byte) (items []fanItem, reason string) {
 	if err != nil {
 		return nil, err.Error()
 	}
-	list, err := elements(top["data"])
+	list, err := elements(top.get("data"))
 	switch {
 	case err != nil:
 		return nil, "data " + err.Error()
@@ -232,7 +233,7 @@ func parseBatch(body []byte) (items []fanItem, reason string) {
 	items = make([]fanItem, len(list))
 	var flaws []flaw
 	for i, raw := range list {
-		items[i].raw = raw
+		items[i].raw = bytes.Clone(raw) // what is kept must not keep the whole body
 		found := check(fmt.Sprintf("data[%d]", i), raw, elementFields)
 		flaws = append(flaws, found...)
 		items[i].flaw = reasons(found, false)

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,17 +69,17 @@ func check(path string, raw json.RawMessage, fields []field) []flaw {
 	var flaws []flaw
 	for i := range fields {
 		f := &fields[i]
-		value, found := values[f.name]
-		delete(values, f.name)
-		switch {
-		case found:
+		switch value := values.get(f.name); {
+		case value != nil:
 			flaws = append(flaws, f.check(path+"."+f.name, value)...)
 		case f.required:
 			flaws = append(flaws, flaw{shape: true, reason: path + "." + f.name + " is missing"})
 		}
 	}
-	for name := range values {
-		flaws = append(flaws, flaw{shape: true, reason: path + "." + name + " is not a field of this endpoint"})
+	for _, m := range values {
+		if !slices.ContainsFunc(fields, func(f field) bool { return f.name == m.name }) {
+			flaws = append(flaws, flaw{shape: true, reason: path + "." + m.name + " is not a field of this endpoint"})
+		}
 	}
 	return flaws
 }
@@ -112,62 +111,6 @@ func (f *field) check(path string, raw json.RawMessage) []flaw {
 		flaws = append(flaws, check(fmt.Sprintf("%s[%d]", path, i), element, f.fields)...)
 	}
 	return flaws
-}
-
-// document checks that body is one JSON value, and an object.
-func document(body []byte) error {
-	switch {
-	case !utf8.Valid(body):
-		return errors.New("the body is not UTF-8")
-	case !json.Valid(body):
-		return errors.New("the body is not JSON")
-	case kindOf(bytes.TrimSpace(body)) != kindObject:
-		return errors.New("the body is not an object")
-	}
-	return nil
-}
-
-// members returns an object's values. A name that comes twice is an error, unlike in encoding/json.
-func members(raw json.RawMessage) (map[string]json.RawMessage, error) {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.New("is not an object")
-	}
-	values := make(map[string]json.RawMessage)
-	for d.More() {
-		name, err := d.Token()
-		if err != nil {
-			return nil, errors.New("is not JSON")
-		}
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return nil, errors.New("is not JSON")
-		}
-		if _, found := values[name.(string)]; found { //nolint:errcheck // a name is a string
-			return nil, fmt.Errorf("%s is there twice", name)
-		}
-		values[name.(string)] = value //nolint:errcheck // a name is a string
-	}
-	return values, nil
-}
-
-// elements returns an array's values.
-func elements(raw json.RawMessage) ([]json.RawMessage, error) {
-	if len(raw) == 0 || kindOf(raw) != kindArray {
-		return nil, errors.New("is not an array")
-	}
-	var values []json.RawMessage
-	err := json.Unmarshal(raw, &values)
-	return values, err
-}
-
-// text is a string's content, "" for any other value.
-func text(raw json.RawMessage) string {
-	var s string
-	if len(raw) == 0 || raw[0] != '"' || json.Unmarshal(raw, &s) != nil {
-		return ""
-	}
-	return s
 }
 
 // integer is a number's value, when that is whole.

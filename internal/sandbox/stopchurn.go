@@ -87,12 +87,12 @@ func parseUpdates(body []byte) (updates []update, reason string) {
 	if err != nil {
 		return nil, err.Error()
 	}
-	for name := range top {
-		if name != "data" {
-			return nil, name + " is not a field of this endpoint"
+	for _, m := range top {
+		if m.name != "data" {
+			return nil, m.name + " is not a field of this endpoint"
 		}
 	}
-	list, err := elements(top["data"])
+	list, err := elements(top.get("data"))
 	switch {
 	case err != nil:
 		return nil, "data " + err.Error()
@@ -110,31 +110,31 @@ func parseUpdates(body []byte) (updates []update, reason string) {
 
 // parse reads one update; the reason it returns begins with the path.
 func (u *update) parse(raw json.RawMessage) (reason string) {
-	u.raw = raw
+	u.raw = bytes.Clone(raw) // what is kept must not keep the whole body
 	outer, reason := exactly("", u.raw, "type", "data")
 	if reason != "" {
 		return reason
 	}
-	u.op = text(outer["type"])
+	u.op = text(outer.get("type"))
 	if u.op != "insert" && u.op != "update" && u.op != "delete" {
 		return "type is none of insert, update, delete"
 	}
-	envelope, reason := exactly("data.", outer["data"], "brandId", "tableName", "data", "createdAt", "updatedAt")
+	envelope, reason := exactly("data.", outer.get("data"), "brandId", "tableName", "data", "createdAt", "updatedAt")
 	if reason != "" {
 		return reason
 	}
-	brand, whole := integer(envelope["brandId"])
-	if kindOf(envelope["brandId"]) != kindNumber || !whole {
+	brand, whole := integer(envelope.get("brandId"))
+	if kindOf(envelope.get("brandId")) != kindNumber || !whole {
 		return "data.brandId is not a whole number"
 	}
-	u.row = Row{Brand: fmt.Sprint(brand), Table: text(envelope["tableName"]), Data: envelope["data"]}
+	u.row = Row{Brand: fmt.Sprint(brand), Table: text(envelope.get("tableName")), Data: envelope.get("data")}
 	if u.row.Table == "" {
 		return "data.tableName is not a string with a table's name"
 	}
-	if u.row.CreatedAt, reason = milliseconds(envelope["createdAt"]); reason != "" {
+	if u.row.CreatedAt, reason = milliseconds(envelope.get("createdAt")); reason != "" {
 		return "data.createdAt " + reason
 	}
-	if u.row.UpdatedAt, reason = milliseconds(envelope["updatedAt"]); reason != "" {
+	if u.row.UpdatedAt, reason = milliseconds(envelope.get("updatedAt")); reason != "" {
 		return "data.updatedAt " + reason
 	}
 	return u.parseRow()
@@ -145,7 +145,7 @@ func (u *update) parseRow() (reason string) {
 	if err != nil {
 		return "data.data " + err.Error()
 	}
-	id := row["id"]
+	id := row.get("id")
 	switch {
 	case id == nil:
 		return "data.data.id is missing"
@@ -158,26 +158,26 @@ func (u *update) parseRow() (reason string) {
 		return "data.data.id is neither a number nor a string with content"
 	}
 	u.columns = make([]string, 0, len(row))
-	for name := range row {
-		u.columns = append(u.columns, name)
+	for _, m := range row {
+		u.columns = append(u.columns, m.name)
 	}
 	return ""
 }
 
 // exactly returns the values of an object that has these fields and no others.
-func exactly(path string, raw json.RawMessage, names ...string) (values map[string]json.RawMessage, reason string) {
+func exactly(path string, raw json.RawMessage, names ...string) (values object, reason string) {
 	values, err := members(raw)
 	if err != nil {
 		return nil, strings.TrimSuffix(path, ".") + " " + err.Error()
 	}
 	for _, name := range names {
-		if values[name] == nil {
+		if values.get(name) == nil {
 			return nil, path + name + " is missing"
 		}
 	}
-	for name := range values {
-		if !slices.Contains(names, name) {
-			return nil, path + name + " is not a field of this endpoint"
+	for _, m := range values {
+		if !slices.Contains(names, m.name) {
+			return nil, path + m.name + " is not a field of this endpoint"
 		}
 	}
 	return values, ""
