@@ -165,10 +165,10 @@ func (s *Server) edit(r *request, a *answer) {
 		return
 	}
 	for _, f := range r.faults {
-		switch f.Kind {
-		case OutOfOrder:
+		if f.Kind == OutOfOrder {
 			s.faults.shuffle(a.results)
-		case MissingResults:
+		}
+		if f.Kind == MissingResults {
 			a.results = s.faults.drop(a.results, f)
 		}
 	}
@@ -190,7 +190,7 @@ func (s *Server) finish(r *request, a answer) {
 	})
 	s.announce()
 	s.mu.Unlock()
-	s.config.Logger.InfoContext(r.http.Context(), "request", "number", r.number, "endpoint", r.endpoint.name, "status", a.status, "accepted", a.accepted,
+	s.config.Logger.Info("request", "number", r.number, "endpoint", r.endpoint.name, "status", a.status, "accepted", a.accepted,
 		"rejected", a.rejected, "bytes", len(r.body), "took", took, "fault", fault, "reason", a.reason)
 }
 

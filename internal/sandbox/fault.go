@@ -116,6 +116,11 @@ func (f *Fault) validate() error {
 // after says whether the fault comes after the request was taken.
 func (f *Fault) after() bool { return f.AfterProcessing || f.Kind == Truncate }
 
+// ends says whether the fault takes the place of the answer.
+func (f *Fault) ends() bool {
+	return slices.Contains([]Kind{Status, Hang, ConnReset, HalfClose, Truncate}, f.Kind)
+}
+
 // onItems says whether the fault is asked for item by item.
 func (f *Fault) onItems() bool { return f.Kind == Reject || f.Kind == RejectAccount }
 
@@ -186,8 +191,7 @@ func (fs *faults) take(endpoint string, body []byte) []*Fault {
 		}
 		f.Hits++
 		hit = append(hit, f)
-		switch f.Kind {
-		case Status, Hang, ConnReset, HalfClose, Truncate:
+		if f.ends() {
 			return hit
 		}
 	}
@@ -286,6 +290,8 @@ func (s *Server) inject(w http.ResponseWriter, r *request, f *Fault, a *answer) 
 	case Truncate:
 		truncate(w, a)
 		return true
+	case Reject, RejectAccount, OutOfOrder, MissingResults: // the endpoint's and edit's
+		return false
 	}
 	return false
 }

@@ -152,7 +152,7 @@ func TestStatusFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode != 429 || response.Header.Get("Retry-After") != "7" {
+	if response.StatusCode != http.StatusTooManyRequests || response.Header.Get("Retry-After") != "7" {
 		t.Errorf("%s %v", response.Status, response.Header)
 	}
 	second, err := c.try(http.MethodPost, "/client-data/update", bearerKey, "{}")
@@ -160,7 +160,7 @@ func TestStatusFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer second.Body.Close()
-	if body, _ := io.ReadAll(second.Body); second.StatusCode != 502 || string(body) != "<h1>Bad Gateway</h1>" {
+	if body, _ := io.ReadAll(second.Body); second.StatusCode != http.StatusBadGateway || string(body) != "<h1>Bad Gateway</h1>" {
 		t.Errorf("%s %s", second.Status, body)
 	}
 }

@@ -212,7 +212,7 @@ func reasons(flaws []flaw, shape bool) string {
 // parseForm reads a form-encoded body that was read already.
 func parseForm(r *request) (url.Values, error) {
 	if kind, _, err := mime.ParseMediaType(r.http.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
-		return nil, errors.New("Content-Type is not application/x-www-form-urlencoded") //nolint:staticcheck // a header's name
+		return nil, errors.New("Content-Type is not application/x-www-form-urlencoded")
 	}
 	form, err := url.ParseQuery(string(r.body))
 	if err != nil {

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -160,18 +161,14 @@ func (s *Server) Requests() []Request {
 	return slices.Clone(s.record.requests)
 }
 
-// Counts returns what each endpoint received since the start or the last Reset, in the order of [Server] 's index page.
+// Counts returns what each endpoint received since the start or the last Reset, in a fixed order.
 func (s *Server) Counts() []Counts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := make([]Counts, len(endpoints))
 	for i := range endpoints {
 		c := *s.record.counts[endpoints[i].name]
-		statuses := make(map[int]uint64, len(c.Statuses))
-		for status, n := range c.Statuses {
-			statuses[status] = n
-		}
-		c.Statuses = statuses
+		c.Statuses = maps.Clone(c.Statuses)
 		all[i] = c
 	}
 	return all

@@ -7,6 +7,7 @@ package sandbox
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -112,7 +113,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	}
 	p := pool.New().WithErrors().WithContext(ctx).WithCancelOnError()
 	p.Go(func(context.Context) error {
-		if err := server.Serve(listener); err != http.ErrServerClosed { //nolint:errorlint // Serve returns it bare
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -127,7 +128,7 @@ func (u *update) parse(raw json.RawMessage) (reason string) {
 	if kindOf(envelope.get("brandId")) != kindNumber || !whole {
 		return "data.brandId is not a whole number"
 	}
-	u.row = Row{Brand: fmt.Sprint(brand), Table: text(envelope.get("tableName")), Data: envelope.get("data")}
+	u.row = Row{Brand: strconv.FormatInt(brand, 10), Table: text(envelope.get("tableName")), Data: envelope.get("data")}
 	if u.row.Table == "" {
 		return "data.tableName is not a string with a table's name"
 	}

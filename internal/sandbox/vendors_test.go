@@ -290,48 +290,48 @@ func edit(t *testing.T, old, new string) string {
 func TestFanbaseBatchRefusesShapes(t *testing.T) {
 	c := newClient(t, Config{})
 	with := func(part string) string { return strings.TrimSuffix(simpleFan, "}") + "," + part + "}" }
-	for body, want := range map[string]string{
-		`{"data":[` + simpleFan + `]}`:                                                           "body.systemId is missing",
-		`{"systemId":"1","data":[` + simpleFan + `]}`:                                            "body.systemId is a string and not a number",
-		`{"systemId":1}`:                                                                         "body.data is missing",
-		`{"systemId":1,"data":{}}`:                                                               "body.data is an object and not an array",
-		`{"systemId":1,"data":[]}`:                                                               "data is empty",
-		`{"systemId":1,"data":[],"users":[]}`:                                                    "body.users is not a field",
-		`[` + simpleFan + `]`:                                                                    "the body is not an object",
-		batchOf(`1`):                                                                             "data[0]: is not an object",
-		batchOf(`{}`):                                                                            "data[0].data is missing",
-		batchOf(edit(t, `"identity": 0, `, ``)):                                                  "data[0].data.identity is missing",
-		batchOf(edit(t, `"identity": 0`, `"identity": "0"`)):                                     "data[0].data.identity is a string and not a number",
-		batchOf(edit(t, `"name1": "João da Silva", `, ``)):                                       "data[0].data.name1 is missing",
-		batchOf(edit(t, `"João da Silva"`, `null`)):                                              "data[0].data.name1 is null and not a string",
-		batchOf(edit(t, `"birthday": 15, `, ``)):                                                 "data[0].data.birthday is missing",
-		batchOf(edit(t, `15`, `"15"`)):                                                           "data[0].data.birthday is a string and not a number",
-		batchOf(edit(t, `"birthMonth": 8, `, ``)):                                                "data[0].data.birthMonth is missing",
-		batchOf(edit(t, `1990`, `null`)):                                                         "data[0].data.birthYear is null and not a number",
-		batchOf(edit(t, `8,`, `08,`)):                                                            "the body is not JSON",
-		batchOf(edit(t, `"socialName": "João"`, `"socialName": null`)):                           "data[0].data.socialName is null and not a string",
-		batchOf(edit(t, `"gender"`, `"sex"`)):                                                    "data[0].data.sex is not a field",
-		batchOf(edit(t, `"numberType": 1`, `"numberType": "1"`)):                                 "data[0].numbers[0].numberType is a string and not a number",
-		batchOf(edit(t, `"number": "12345678900"`, `"number": 12345678900`)):                     "data[0].numbers[0].number is a number and not a string",
-		batchOf(edit(t, `"verified": 1`, `"verified": true`)):                                    "data[0].numbers[0].verified is a boolean and not a number",
-		batchOf(edit(t, `"value": "SOC-123456"`, `"value": 5`)):                                  "data[0].sysValues[0].value is a number and not a string",
-		batchOf(edit(t, `"number": 123`, `"number": "12A"`)):                                     "data[0].addresses.number is a string and not a number",
-		batchOf(edit(t, `, "zip": "01234567"`, ``)):                                              "data[0].addresses.zip is missing",
-		batchOf(strings.Replace(edit(t, `"addresses": {`, `"addresses": [{`), `"}}`, `"}]}`, 1)): "data[0].addresses is an array and not an object",
-		batchOf(with(`"transactions":[{}]`)):                                                     "data[0].transactions[0].paymentMode is missing",
-		batchOf(with(`"memberships":[{"externalId":1}]`)):                                        "data[0].memberships[0].externalId is a number and not a string",
-		batchOf(with(`"memberships":[{"guests":[{"age":1}]}]`)):                                  "data[0].memberships[0].guests[0].age is not a field",
-		batchOf(with(`"memberships":[{"attributes":[{"name":"x"}]}]`)):                           "data[0].memberships[0].attributes[0].type is missing",
-		batchOf(with(`"optins":[{"optinCode":"A","optinDesc":"B"}]`)):                            "data[0].optins[0].optinDate is missing",
-		batchOf(with(`"attributes":[{"key":"A"}]`)):                                              "data[0].attributes[0].value is missing",
-		batchOf(with(`"pwd":null`)):                                                              "data[0].pwd is null and not a string",
-		batchOf(simpleFan, edit(t, `"identity": 0, `, ``)):                                       "data[1].data.identity is missing",
-		batchOf(with(`"sysValues":[]`)):                                                          "sysValues is there twice",
+	for _, test := range []struct{ body, want string }{
+		{`{"data":[` + simpleFan + `]}`, "body.systemId is missing"},
+		{`{"systemId":"1","data":[` + simpleFan + `]}`, "body.systemId is a string and not a number"},
+		{`{"systemId":1}`, "body.data is missing"},
+		{`{"systemId":1,"data":{}}`, "body.data is an object and not an array"},
+		{`{"systemId":1,"data":[]}`, "data is empty"},
+		{`{"systemId":1,"data":[],"users":[]}`, "body.users is not a field"},
+		{`[` + simpleFan + `]`, "the body is not an object"},
+		{batchOf(`1`), "data[0]: is not an object"},
+		{batchOf(`{}`), "data[0].data is missing"},
+		{batchOf(edit(t, `"identity": 0, `, ``)), "data[0].data.identity is missing"},
+		{batchOf(edit(t, `"identity": 0`, `"identity": "0"`)), "data[0].data.identity is a string and not a number"},
+		{batchOf(edit(t, `"name1": "João da Silva", `, ``)), "data[0].data.name1 is missing"},
+		{batchOf(edit(t, `"João da Silva"`, `null`)), "data[0].data.name1 is null and not a string"},
+		{batchOf(edit(t, `"birthday": 15, `, ``)), "data[0].data.birthday is missing"},
+		{batchOf(edit(t, `15`, `"15"`)), "data[0].data.birthday is a string and not a number"},
+		{batchOf(edit(t, `"birthMonth": 8, `, ``)), "data[0].data.birthMonth is missing"},
+		{batchOf(edit(t, `1990`, `null`)), "data[0].data.birthYear is null and not a number"},
+		{batchOf(edit(t, `8,`, `08,`)), "the body is not JSON"},
+		{batchOf(edit(t, `"socialName": "João"`, `"socialName": null`)), "data[0].data.socialName is null and not a string"},
+		{batchOf(edit(t, `"gender"`, `"sex"`)), "data[0].data.sex is not a field"},
+		{batchOf(edit(t, `"numberType": 1`, `"numberType": "1"`)), "data[0].numbers[0].numberType is a string and not a number"},
+		{batchOf(edit(t, `"number": "12345678900"`, `"number": 12345678900`)), "data[0].numbers[0].number is a number and not a string"},
+		{batchOf(edit(t, `"verified": 1`, `"verified": true`)), "data[0].numbers[0].verified is a boolean and not a number"},
+		{batchOf(edit(t, `"value": "SOC-123456"`, `"value": 5`)), "data[0].sysValues[0].value is a number and not a string"},
+		{batchOf(edit(t, `"number": 123`, `"number": "12A"`)), "data[0].addresses.number is a string and not a number"},
+		{batchOf(edit(t, `, "zip": "01234567"`, ``)), "data[0].addresses.zip is missing"},
+		{batchOf(strings.Replace(edit(t, `"addresses": {`, `"addresses": [{`), `"}}`, `"}]}`, 1)), "data[0].addresses is an array and not an object"},
+		{batchOf(with(`"transactions":[{}]`)), "data[0].transactions[0].paymentMode is missing"},
+		{batchOf(with(`"memberships":[{"externalId":1}]`)), "data[0].memberships[0].externalId is a number and not a string"},
+		{batchOf(with(`"memberships":[{"guests":[{"age":1}]}]`)), "data[0].memberships[0].guests[0].age is not a field"},
+		{batchOf(with(`"memberships":[{"attributes":[{"name":"x"}]}]`)), "data[0].memberships[0].attributes[0].type is missing"},
+		{batchOf(with(`"optins":[{"optinCode":"A","optinDesc":"B"}]`)), "data[0].optins[0].optinDate is missing"},
+		{batchOf(with(`"attributes":[{"key":"A"}]`)), "data[0].attributes[0].value is missing"},
+		{batchOf(with(`"pwd":null`)), "data[0].pwd is null and not a string"},
+		{batchOf(simpleFan, edit(t, `"identity": 0, `, ``)), "data[1].data.identity is missing"},
+		{batchOf(with(`"sysValues":[]`)), "sysValues is there twice"},
 	} {
-		status, answer := c.batch(body)
+		status, answer := c.batch(test.body)
 		header, _ := answer["header"].(map[string]any)
-		if message, _ := header["msg"].(string); status != http.StatusBadRequest || header["codigo"] == 1.0 || !strings.Contains(message, want) {
-			t.Errorf("want %q: %d %v", want, status, answer)
+		if message, _ := header["msg"].(string); status != http.StatusBadRequest || header["codigo"] == 1.0 || !strings.Contains(message, test.want) {
+			t.Errorf("want %q: %d %v", test.want, status, answer)
 		}
 	}
 	if len(c.Fans()) != 0 {
