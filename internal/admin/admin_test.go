@@ -341,7 +341,7 @@ func serve(t *testing.T, cfg admin.Config, d *daemon) string {
 
 func newClient(t *testing.T, address, token string) *admin.Client {
 	t.Helper()
-	client := admin.NewClient(address, secret.New(token))
+	client := admin.NewClient("http://"+address, secret.New(token))
 	t.Cleanup(client.Close)
 	return client
 }
@@ -481,7 +481,7 @@ func TestClientSaysWhatToDo(t *testing.T) {
 		"something else":  {strings.TrimPrefix(other.URL, "http://"), "", "unexpected answer"},
 		"without a token": {guarded, "", "admin.token must be the one"},
 		"wrong token":     {guarded, "wrong", "admin.token must be the one"},
-		"no such host":    {"no.such.host.invalid:1", "", "no answer from no.such.host.invalid:1"},
+		"no such host":    {"no.such.host.invalid:1", "", "no answer from http://no.such.host.invalid:1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := newClient(t, c.address, c.token).Status(ctx); err == nil || !strings.Contains(err.Error(), c.want) {

@@ -18,16 +18,16 @@ import (
 
 // Client asks a running daemon. Its errors are *Error. It is safe for concurrent use.
 type Client struct {
-	address string
-	token   secret.String
-	http    *http.Client
+	base  string
+	token secret.String
+	http  *http.Client
 }
 
-// NewClient asks the daemon that listens on listen, the value of admin.listen: an address of all interfaces is reached by loopback.
-func NewClient(listen string, token secret.String) *Client {
+// NewClient asks the daemon whose admin listener is at base, such as http://127.0.0.1:8484.
+func NewClient(base string, token secret.String) *Client {
 	return &Client{
-		address: reachable(listen),
-		token:   token,
+		base:  base,
+		token: token,
 		// No time-out of the whole: an export takes as long as it is long. The context bounds it.
 		http: &http.Client{Transport: &http.Transport{
 			DialContext:           (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
@@ -38,20 +38,6 @@ func NewClient(listen string, token secret.String) *Client {
 
 // Close ends idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
-
-func reachable(listen string) string {
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		return listen
-	}
-	switch ip := net.ParseIP(host); {
-	case host == "", ip != nil && ip.IsUnspecified() && ip.To4() != nil:
-		host = "127.0.0.1"
-	case ip != nil && ip.IsUnspecified():
-		host = "::1"
-	}
-	return net.JoinHostPort(host, port)
-}
 
 // Status is the daemon's state.
 func (c *Client) Status(ctx context.Context) (Status, error) {
@@ -160,9 +146,9 @@ func (c *Client) send(ctx context.Context, method, path string, request any) (*h
 			return nil, fmt.Errorf("request of %s %s: %w", method, path, err)
 		}
 	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+c.address+path, &body)
+	r, err := http.NewRequestWithContext(ctx, method, c.base+path, &body)
 	if err != nil {
-		return nil, &Error{Kind: KindInvalid, Reason: "admin address " + c.address + ": " + err.Error(), cause: err}
+		return nil, &Error{Kind: KindInvalid, Reason: "admin listener at " + c.base + ": " + err.Error(), cause: err}
 	}
 	if method == http.MethodPost {
 		r.Header.Set("Content-Type", "application/json")
@@ -183,18 +169,18 @@ func (c *Client) send(ctx context.Context, method, path string, request any) (*h
 
 func (c *Client) unreachable(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return &Error{Kind: KindUnavailable, Reason: "no answer from " + c.address + " in time", cause: err}
+		return &Error{Kind: KindUnavailable, Reason: "no answer from " + c.base + " in time", cause: err}
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return &Error{
-			Kind: KindUnavailable, Reason: "nothing listens at " + c.address + ": is the daemon running?",
+			Kind: KindUnavailable, Reason: "nothing listens at " + c.base + ": is the daemon running?",
 			Solution: `start it with "cdcsync run", or check admin.listen in the configuration`, cause: err,
 		}
 	}
 	if inner := errors.Unwrap(err); inner != nil { // the URL around it says nothing that the address does not
 		err = inner
 	}
-	return &Error{Kind: KindUnavailable, Reason: "no answer from " + c.address + ": " + err.Error(), cause: err}
+	return &Error{Kind: KindUnavailable, Reason: "no answer from " + c.base + ": " + err.Error(), cause: err}
 }
 
 const maxErrorBody = 64 << 10
@@ -213,7 +199,7 @@ func (c *Client) refused(response *http.Response) error {
 // notOurs is for an answer that no cdcsync of this version gives.
 func (c *Client) notOurs(err error) error {
 	return &Error{
-		Kind: KindUnavailable, Reason: "unexpected answer from " + c.address + ": " + err.Error(),
+		Kind: KindUnavailable, Reason: "unexpected answer from " + c.base + ": " + err.Error(),
 		Solution: "something other than this version of cdcsync listens there", cause: err,
 	}
 }
