@@ -28,10 +28,10 @@ func (c *checker) run() {
 		c.sink(&c.config.Sinks[i])
 	}
 	c.accounts()
-	if len(c.config.Sinks) == 0 {
+	if n := c.places[place{c.config.File, "sinks"}]; n != nil && isEmpty(n) {
 		c.wrong(c.config.File, "sinks", "no sink: there is nowhere to send to", "name one, and give it a type")
 	}
-	if len(c.config.Mappings) == 0 {
+	if n := c.places[place{c.config.File, "mappings"}]; len(c.config.Mappings) == 0 && (n == nil || isEmpty(n)) {
 		c.wrong(c.config.File, "mappings", "no mapping: nothing would be sent", "write one, or include a file that has one")
 	}
 	for i := range c.config.Mappings {
@@ -39,6 +39,11 @@ func (c *checker) run() {
 	}
 	c.names()
 	c.unused()
+}
+
+// isEmpty says whether a mapping or list has nothing in it, as opposed to something that could not be read.
+func isEmpty(n *yaml.Node) bool {
+	return isNull(n) || n.Kind != yaml.ScalarNode && len(n.Content) == 0
 }
 
 func (c *checker) buffer() {
@@ -149,7 +154,7 @@ func (c *checker) written(m *Mapping, key string) bool {
 func (c *checker) parents(m *Mapping) {
 	var siblings []string
 	for i := range c.config.Mappings {
-		if o := &c.config.Mappings[i]; o.Sink == m.Sink && o != m {
+		if o := &c.config.Mappings[i]; o.Sink == m.Sink && o != m && o.Name != "" {
 			siblings = append(siblings, o.Name)
 		}
 	}

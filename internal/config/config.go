@@ -21,7 +21,7 @@ import (
 
 // Config is a whole configuration as Load returns it: every value checked, every default filled in.
 type Config struct {
-	File     string // as it was given to Load
+	File     string // what Load was given, in its shortest form
 	Source   Source
 	Buffer   Buffer
 	Admin    Admin

@@ -79,6 +79,7 @@ func (d *decoder) pairs(n *yaml.Node, path string, s section, keys []key) map[st
 		case path == "" && strings.HasPrefix(name, "x-"): // the user's own, for anchors
 		case k == nil:
 			d.unknown(n.Content[i], at, name, s, keys)
+			written[problem.Closest(name, names(keys))] = true // a misspelt key is one mistake, not a missing key too
 		case k.later:
 			d.problem(n.Content[i], at, "not supported yet", "remove it")
 		case k.twin != "" && written[k.twin]:
@@ -259,8 +260,9 @@ func names(keys []key) []string {
 	return list
 }
 
-// firstSentence of a doc, as the end of an error message: without the code marks and the full stop.
+// firstSentence of a doc, as the end of an error message: without the code marks, the capital and the full stop.
 func firstSentence(doc string) string {
 	sentence, _, _ := strings.Cut(doc, ". ")
-	return strings.TrimSuffix(strings.ReplaceAll(sentence, "`", ""), ".")
+	sentence = strings.TrimSuffix(strings.ReplaceAll(sentence, "`", ""), ".")
+	return strings.ToLower(sentence[:1]) + sentence[1:]
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -141,13 +142,16 @@ func (l *Log) keys() []key {
 	}
 }
 
-const sinkName = `^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`
+const (
+	sinkName     = `^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`
+	sinkNameHint = "letters, digits, - and _, and no more than 64 of them"
+)
 
 func sinkMap(into *[]Sink) value {
 	return dictionary[Sink]{into, func(d *decoder, n *yaml.Node, path, name string, s *Sink) section {
 		s.Name = name
 		return d.sink(n, path, s)
-	}, sinkName, sinkSchema}
+	}, sinkName, sinkNameHint, sinkSchema}
 }
 
 // sink reads the type first, because the keys depend on it.
@@ -182,17 +186,23 @@ func typeNames(types []SinkType) []string {
 
 // sinkDefaults are what differs between the types.
 var sinkDefaults = map[SinkType]struct {
-	items, concurrency string
-	most               int // items in a request that the vendor takes
+	items, most int // in a request; the most that may be configured
+	concurrency int
 }{
 	// 500 rows of 600 bytes are 300 kB a request. Two lanes: the vendor works on one batch while the other travels.
-	StopChurn: {items: "500", most: 10_000, concurrency: "2"},
+	StopChurn: {items: 500, most: 10_000, concurrency: 2},
 	// The endpoint takes one item. 8 lanes at 50 ms a request are 160 items a second.
-	FanbaseQueue: {items: "1", most: 1, concurrency: "8"},
+	FanbaseQueue: {items: 1, most: 1, concurrency: 8},
 	// A fan with documents, address and memberships is about 2 kB, so that 50 are 100 kB, and each is registered while we wait.
-	FanbaseBatch: {items: "50", most: 1_000, concurrency: "2"},
+	FanbaseBatch: {items: 50, most: 1_000, concurrency: 2},
 	// The vendor's limit.
-	FanaticsApprovals: {items: "200", most: 200, concurrency: "2"},
+	FanaticsApprovals: {items: 200, most: 200, concurrency: 2},
+}
+
+// Defaults are how many items a request and how many lanes a sink of the type has unless the file says otherwise.
+func Defaults(t SinkType) (items, concurrency int) {
+	d := sinkDefaults[t]
+	return d.items, d.concurrency
 }
 
 // typedSink is the section of a sink whose Type is known.
@@ -264,7 +274,7 @@ func (s typedSink) engineKeys() []key {
 	return []key{
 		{name: "batch", value: sectionValue{batch{&s.Batch, defaults.items, defaults.most}}, doc: "How large a request may be."},
 		{
-			name: "concurrency", value: whole(&s.Concurrency, 1, 1024), fallback: defaults.concurrency,
+			name: "concurrency", value: whole(&s.Concurrency, 1, 1024), fallback: strconv.Itoa(defaults.concurrency),
 			doc: "Lanes: requests in flight. The changes of one key always take the same lane, in order. On 429 and slow answers fewer are used for a while.",
 		},
 		{
@@ -272,7 +282,7 @@ func (s typedSink) engineKeys() []key {
 			doc: "At most so many requests.",
 		},
 		{
-			name: "account", value: matching(&s.Account, "an account name", sinkName, "a name must match "+sinkName), derived: "the sink's name",
+			name: "account", value: matching(&s.Account, "an account name", sinkName, sinkNameHint), derived: "the sink's name",
 			doc: "Sinks with the same account share one `rate`, which one of them says.",
 		},
 		{
@@ -311,13 +321,12 @@ func (c credentials) keys() []key {
 // batch is the section of a sink's batch.
 type batch struct {
 	*Batch
-	items string
-	most  int
+	items, most int
 }
 
 func (b batch) keys() []key {
 	return []key{
-		{name: "items", value: whole(&b.Items, 1, b.most), fallback: b.items, doc: "Most items in a request."},
+		{name: "items", value: whole(&b.Items, 1, b.most), fallback: strconv.Itoa(b.items), doc: "Most items in a request."},
 		{
 			name: "bytes", value: size(&b.Bytes, "1KiB"),
 			fallback: "1MiB", // what common proxies in front of an API take by default
@@ -422,7 +431,7 @@ func lookupMap(into *[]Lookup) value {
 	return dictionary[Lookup]{into, func(_ *decoder, _ *yaml.Node, _, name string, l *Lookup) section {
 		l.Name = name
 		return l
-	}, lookupName, func() schema { return sectionSchema(&Lookup{}) }}
+	}, lookupName, "letters, digits and _, beginning with a letter", func() schema { return sectionSchema(&Lookup{}) }}
 }
 
 func (l *Lookup) keys() []key {

@@ -18,6 +18,7 @@ import (
 // Its error is a problem.List with everything that is wrong in all files. The Config then holds what could be read: it serves to
 // find further problems, and nothing else.
 func Load(path string, lookupEnv func(name string) (value string, ok bool)) (*Config, error) {
+	path = filepath.Clean(path)
 	l := loader{
 		config: &Config{File: path}, env: lookupEnv, readFile: os.ReadFile, glob: filepath.Glob,
 		places: map[place]*yaml.Node{},
@@ -46,6 +47,9 @@ func (l *loader) load(path string) (*Config, error) {
 		c.warnings.Sort()
 		l.config.Warnings = c.warnings
 	}
+	if len(l.problems) > 0 {
+		l.config.Warnings = nil // they may be consequences
+	}
 	return l.config, l.problems.Err()
 }
 
@@ -73,7 +77,7 @@ func (l *loader) file(path string, s section) bool {
 		readFile: func(name string) ([]byte, error) { return l.readFile(relativeTo(path, name)) },
 	}
 	d.section(root, "", s)
-	return true
+	return root.Kind == yaml.MappingNode
 }
 
 // includes decodes the files that the globs of the configuration at path name, each once.

@@ -31,8 +31,8 @@ func exampleEnv(name string) (string, bool) {
 }
 
 // loadFiles loads config.yaml of files, which are all there is.
-func loadFiles(t testing.TB, files, env map[string]string) (*Config, error) {
-	t.Helper()
+func loadFiles(tb testing.TB, files, env map[string]string) (*Config, error) {
+	tb.Helper()
 	l := loader{
 		config:   &Config{File: "config.yaml"},
 		env:      func(name string) (string, bool) { v, ok := env[name]; return v, ok },

@@ -67,8 +67,8 @@ func entries(t *testing.T) []*entry {
 
 // afterSiblings is where the next key below path belongs: behind all that is there already.
 func afterSiblings(all []*entry, path string) int {
-	for i := len(all) - 1; i >= 0; i-- {
-		if strings.HasPrefix(all[i].path+".", path) {
+	for i, e := range slices.Backward(all) {
+		if strings.HasPrefix(e.path+".", path) {
 			return i + 1
 		}
 	}

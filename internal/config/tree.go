@@ -51,6 +51,9 @@ func parseTree(file string, data []byte) (*yaml.Node, problem.List) {
 	} else if !errors.Is(err, io.EOF) {
 		t.problems = append(t.problems, syntaxProblem(file, err))
 	}
+	if t.broken {
+		return nil, t.problems
+	}
 	return root, t.problems
 }
 
@@ -82,6 +85,7 @@ func syntaxProblem(file string, err error) *problem.Problem {
 type tree struct {
 	file     string
 	problems problem.List
+	broken   bool                // beyond reading on
 	nodes    int                 // copied so far
 	open     map[*yaml.Node]bool // anchored nodes that are being copied, to find an alias within its own anchor
 	checked  map[*yaml.Node]bool // nodes whose mistakes have been told, because an alias copies them again
@@ -95,6 +99,7 @@ func (t *tree) node(n *yaml.Node, path string) *yaml.Node {
 	if t.nodes > maxNodes {
 		if t.nodes == maxNodes+1 {
 			t.problem(n, path, fmt.Sprintf("more than %d values with all aliases written out", maxNodes), "")
+			t.broken = true
 		}
 		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null", Line: n.Line, Column: n.Column}
 	}
@@ -117,6 +122,7 @@ func (t *tree) node(n *yaml.Node, path string) *yaml.Node {
 func (t *tree) alias(n *yaml.Node, path string) *yaml.Node {
 	if t.open[n.Alias] {
 		t.problem(n, path, fmt.Sprintf("alias *%s stands within what it stands for", n.Value), "")
+		t.broken = true
 		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null", Line: n.Line, Column: n.Column}
 	}
 	return t.node(n.Alias, path)
@@ -138,12 +144,21 @@ func (t *tree) mapping(plain, n *yaml.Node, path string) {
 			t.once(n, key, join(path, name), "duplicate key", fmt.Sprintf("it stands on line %d already", first[name].Line))
 		default:
 			first[name] = key
-			plain.Content = append(plain.Content, t.node(key, join(path, name)), t.node(value, join(path, name)))
+			plain.Content = append(plain.Content, t.node(key, join(path, name)), t.below(key, value, join(path, name)))
 		}
 	}
 	for _, value := range merges {
 		t.merge(plain, value, path, first)
 	}
+}
+
+// below copies the value of a key. A mapping or list that begins on another line, or is an alias, is found where its key stands.
+func (t *tree) below(key, value *yaml.Node, path string) *yaml.Node {
+	plain := t.node(value, path)
+	if plain.Kind != yaml.ScalarNode && plain.Line != key.Line {
+		plain.Line, plain.Column = key.Line, key.Column
+	}
+	return plain
 }
 
 // merge adds the pairs of value, a mapping or a sequence of them, whose keys are not there yet.

@@ -93,6 +93,8 @@ func whole[T int | int64](into *T, least, most T) value {
 		switch {
 		case err != nil:
 			return 0, &mistake{message: "is not a whole number"}
+		case least == most && n != int64(least):
+			return 0, &mistake{message: fmt.Sprintf("can only be %d here", least)}
 		case n < int64(least) || n > int64(most):
 			return 0, &mistake{message: fmt.Sprintf("is not between %d and %d", least, most)}
 		}
@@ -208,20 +210,22 @@ func parseTable(text string) (Table, error) {
 	for rest, more := text, true; more; {
 		match := identifier.FindStringSubmatch(rest)
 		if match == nil {
-			return Table{}, &mistake{"is not a table", `write schema.table, exact names, in double quotes where they hold a dot or a space: '"My Schema".users'`}
+			return Table{}, errNotATable
 		}
 		parts = append(parts, match[1]+strings.ReplaceAll(match[2], `""`, `"`))
 		more = match[3] == "."
 		rest = rest[len(match[0]):]
-		if !more && rest == "" && len(parts) <= 2 {
-			break
-		}
 	}
-	if len(parts) == 1 {
+	switch len(parts) {
+	case 1:
 		return Table{Schema: "public", Name: parts[0]}, nil
+	case 2:
+		return Table{Schema: parts[0], Name: parts[1]}, nil
 	}
-	return Table{Schema: parts[0], Name: parts[1]}, nil
+	return Table{}, errNotATable
 }
+
+var errNotATable = &mistake{"is not a table", `write schema.table, exact names, in double quotes where they hold a dot or a space: '"My Schema".users'`}
 
 var identifier = regexp.MustCompile(`^(?:([^".\s]+)|"((?:[^"]|"")+)")(\.|$)`)
 
@@ -346,6 +350,7 @@ type dictionary[T any] struct {
 	into  *[]T
 	of    func(d *decoder, n *yaml.Node, path, name string, into *T) section // nil: a problem was reported
 	names string                                                             // pattern of a name
+	hint  string                                                             // the pattern in words
 	entry func() schema
 }
 
@@ -362,7 +367,7 @@ func (m dictionary[T]) decode(d *decoder, n *yaml.Node, path string) bool {
 	for i := 0; i < len(n.Content); i += 2 {
 		name, at := n.Content[i].Value, join(path, n.Content[i].Value)
 		if !form.MatchString(name) {
-			d.problem(n.Content[i], at, "not a name", "a name must match "+m.names)
+			d.problem(n.Content[i], at, "not a name", m.hint)
 			continue
 		}
 		*m.into = append(*m.into, *new(T))

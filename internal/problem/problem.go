@@ -65,15 +65,21 @@ func (l List) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Nearest is a hint that names the candidate most like word, or, when none is like it, lists them all if they are few.
-func Nearest(word string, candidates []string) string {
+// Closest is the candidate most like word, or empty when none is like it.
+func Closest(word string, candidates []string) string {
 	best, least := "", len(word)/3+2
 	for _, c := range candidates {
 		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < least {
 			best, least = c, d
 		}
 	}
+	return best
+}
+
+// Nearest is a hint that names the candidate most like word, or, when none is like it, lists them all if they are few.
+func Nearest(word string, candidates []string) string {
 	const few = 12
+	best := Closest(word, candidates)
 	switch {
 	case best != "":
 		return fmt.Sprintf("did you mean %q?", best)
