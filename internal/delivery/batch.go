@@ -1,0 +1,210 @@
+package delivery
+
+import (
+	"bytes"
+	"hash/crc32"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/sinks"
+)
+
+// batch is what one lane sends at once: rendered items in one arena. The dispatcher fills it, then the lane owns it.
+type batch struct {
+	buf   []byte // bodies, keys and, where the block does not hold them, changes
+	items []item
+	held  []hold
+	index map[uint64]int32 // newest item by hash, for those that may be coalesced
+
+	count    int   // items to send: those not absorbed
+	size     int   // of the request's body
+	charged  int64 // bytes of buf that memory knows of
+	full     bool  // as many items as a request may have; one of them may still be replaced
+	sealed   bool  // takes no more items
+	deadline time.Time // when it is sent though not full
+}
+
+// span is a part of a batch's arena.
+type span struct{ from, to uint32 }
+
+// item is one rendered change on its way.
+type item struct {
+	block   *block
+	mapping *renderer
+	pos     cdc.Position
+	hash    uint64 // of key
+
+	body   span
+	key    span
+	change span // its one-change block, when the block does not hold the row that was rendered
+
+	held     int32 // head of the list of blocks that an absorbed item holds, -1 for none
+	attempts uint32
+	suffix   string // of its ID
+	op       cdc.Op
+	absorbed bool // a newer item has taken its place
+	booked   bool // keys knows of it
+}
+
+// hold keeps a block unsettled until the item that absorbed one of the block's is settled.
+type hold struct {
+	block *block
+	next  int32
+}
+
+func (b *batch) bytes(s span) []byte { return b.buf[s.from:s.to] }
+
+// put appends bytes to the arena.
+func (b *batch) put(data []byte) span {
+	from := uint32(len(b.buf))
+	b.buf = append(b.buf, data...)
+	return span{from: from, to: uint32(len(b.buf))}
+}
+
+// fits says whether one more body leaves the request within the limits. A batch always takes its first item.
+func (b *batch) fits(body int, limits sinks.Limits, bytes int) bool {
+	if b.count == 0 {
+		return true
+	}
+	return (limits.Items == 0 || b.count < limits.Items) && b.size+limits.Overhead+body <= bytes
+}
+
+// add takes an item whose body and key are in the arena.
+func (b *batch) add(it item, limits sinks.Limits) {
+	it.held = -1
+	if b.count == 0 {
+		b.size = limits.Frame
+	}
+	b.count++
+	b.size += limits.Overhead + it.length()
+	b.items = append(b.items, it)
+	b.full = b.count == limits.Items
+}
+
+func (it *item) length() int { return int(it.body.to - it.body.from) }
+
+// find returns the newest item of the same mapping and key that may be coalesced with, or -1.
+func (b *batch) find(m *renderer, hash uint64, key []byte) int {
+	i, ok := b.index[hash]
+	if !ok || b.items[i].mapping != m || !bytes.Equal(b.bytes(b.items[i].key), key) {
+		return -1
+	}
+	return int(i)
+}
+
+// remember makes the last item one that newer ones may replace.
+func (b *batch) remember() {
+	if b.index == nil {
+		b.index = make(map[uint64]int32)
+	}
+	last := len(b.items) - 1
+	b.index[b.items[last].hash] = int32(last)
+}
+
+// coalescedOp is the op of a state that stands for both: what the vendor has not seen inserted stays an insert, and what is
+// deleted at the end is a delete. A row deleted and inserted again is an insert, since the vendor may have neither.
+func coalescedOp(older, newer cdc.Op) cdc.Op {
+	if newer == cdc.OpUpdate && (older == cdc.OpInsert || older == cdc.OpRead) {
+		return older
+	}
+	return newer
+}
+
+// replace puts a newer state of the same key in the place of item i. A delete goes to the end instead, behind what was said
+// of the row in between (its children).
+func (b *batch) replace(i int, it item, limits sinks.Limits) {
+	old := &b.items[i]
+	it.op = coalescedOp(old.op, it.op)
+	it.held = b.hold(old, it.block)
+	if it.op == cdc.OpDelete && i < len(b.items)-1 {
+		old.absorbed = true
+		b.count--
+		b.size -= limits.Overhead + old.length()
+		held := it.held
+		b.add(it, limits)
+		b.items[len(b.items)-1].held = held
+		b.remember()
+		return
+	}
+	b.size += it.length() - old.length()
+	*old = it
+}
+
+// hold keeps old's block open for as long as its successor needs, and returns the successor's list.
+func (b *batch) hold(old *item, successor *block) int32 {
+	if old.block == successor {
+		old.block.settle(1) // the successor keeps the same block open
+		return old.held
+	}
+	b.held = append(b.held, hold{block: old.block, next: old.held})
+	return int32(len(b.held) - 1)
+}
+
+// settle releases the item's block and those of what it absorbed.
+func (b *batch) settle(it *item) {
+	for h := it.held; h >= 0; h = b.held[h].next {
+		b.held[h].block.settle(1)
+	}
+	it.block.settle(1)
+}
+
+// holders lists the blocks that settle would release.
+func (b *batch) holders(it *item) []*block {
+	list := []*block{it.block}
+	for h := it.held; h >= 0; h = b.held[h].next {
+		list = append(list, b.held[h].block)
+	}
+	return list
+}
+
+// reset empties the batch, and keeps its memory.
+func (b *batch) reset() {
+	clear(b.items)
+	clear(b.held)
+	clear(b.index)
+	*b = batch{buf: b.buf[:0], items: b.items[:0], held: b.held[:0], index: b.index}
+}
+
+// appendID appends the item's ID: position, mapping, and what tells apart the several items that one position may give.
+func (it *item) appendID(dst []byte) []byte {
+	dst = it.pos.Append(dst)
+	dst = append(append(dst, '/'), it.mapping.name...)
+	return append(dst, it.suffix...)
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// request is the scratch of a lane for composing requests.
+type request struct {
+	items []sinks.Item
+	ids   []byte
+	ends  []int
+	sums  []byte
+}
+
+// compose makes the items of a request and its idempotency key, which is the same whenever the same content is sent. All
+// IDs share one string, so that they cost one allocation a request.
+func (r *request) compose(b *batch, order []int32) (items []sinks.Item, key string) {
+	r.ids, r.ends, r.sums = r.ids[:0], r.ends[:0], r.sums[:0]
+	for _, i := range order {
+		it := &b.items[i]
+		r.ids = it.appendID(r.ids)
+		r.ends = append(r.ends, len(r.ids))
+		r.sums = append(r.sums, byte(it.op))
+		r.sums = binary.BigEndian.AppendUint32(r.sums, crc32.Checksum(b.bytes(it.body), castagnoli))
+	}
+	ids, from := string(r.ids), 0
+	r.items = r.items[:0]
+	for n, i := range order {
+		it := &b.items[i]
+		r.items = append(r.items, sinks.Item{ID: ids[from:r.ends[n]], Op: it.op, Body: b.bytes(it.body)})
+		from = r.ends[n]
+	}
+	sum := sha256.New()
+	sum.Write(r.ids)
+	sum.Write(r.sums)
+	return r.items, hex.EncodeToString(sum.Sum(nil)[:16])
+}

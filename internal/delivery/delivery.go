@@ -1,0 +1,332 @@
+// Package delivery carries stored changes to one sink: in order per key, at least once, for as long as it takes.
+//
+// A Worker reads blocks, has the mappings render their changes into batches, and hands those to lanes. A lane is a goroutine
+// with one request in flight; all items of a key go through one lane. A block is settled, and never sent again, when each
+// of its items is delivered, coalesced, filtered or stored as a dead letter.
+package delivery
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sourcegraph/conc/pool"
+	"golang.org/x/time/rate"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/mapping"
+	"github.com/cdcsync/cdcsync/internal/sinks"
+)
+
+// Config of a Worker.
+type Config struct {
+	Sink string // its name
+	Type string // its type, for status
+
+	Batch       Batch
+	Concurrency int // lanes: requests in flight at most
+	Retry       Backoff // zero means 500 ms to 1 m
+	// DeadLetters is how many letters may be parked since the start or the last Resume; the next one halts the sink. 0: any number.
+	DeadLetters int
+
+	// BlockedProbe is the time between attempts while the vendor refuses the credentials; 0 means 30 s.
+	BlockedProbe time.Duration
+	// ConfirmTimeout bounds how long an accepted item may stay unconfirmed; 0 means 10 m.
+	ConfirmTimeout time.Duration
+	// ConfirmRate is how many confirmations may be asked for per second; 0 means 250, a margin over 8 lanes of 50 ms requests.
+	ConfirmRate float64
+	// Memory bounds the bytes of blocks and rendered items that are not settled, but for one item; 0 means 8 MiB.
+	Memory int64
+}
+
+// Batch limits one request.
+type Batch struct {
+	Items int           // at most; 0 leaves it to the vendor's limit
+	Bytes int           // of the request's body; an item that is larger goes alone. 0 means 1 MiB
+	Wait  time.Duration // an idle lane waits so long for more items before it sends a batch that is not full
+}
+
+// Backoff is exponential with full jitter: each wait is a random time between Min and a bound that doubles up to Max.
+type Backoff struct{ Min, Max time.Duration }
+
+// Deps are what a Worker works with.
+type Deps struct {
+	Blocks   Blocks
+	Letters  Letters
+	Pauses   Pauses
+	Tracks   Tracks // required when Sink is a Confirmer
+	Source   Source // may be nil when no mapping has lookups or refreshes: rows with unsent TOASTed values are then rejected
+	Sink     Sink
+	Mappings []*mapping.Template // of this sink, linked; their order is that of a change's items
+	// Limiter bounds requests; workers of one account share it. nil means no bound.
+	Limiter    *rate.Limiter
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: metrics are not registered
+}
+
+// Blocks is the sink's end of the buffer.
+type Blocks interface {
+	// Next waits for the next block after the one that it gave last, at first after the sink's cursor. The data must not change
+	// afterwards; it is only read. One goroutine calls it.
+	Next(ctx context.Context) (Block, error)
+	// Settle says that every block up to seq is settled, and that the slot may move to resume as far as this sink goes. It
+	// does not block; seq never goes back. It is called by one goroutine at a time.
+	Settle(seq uint64, resume cdc.LSN)
+}
+
+// Block is a stored block.
+type Block struct {
+	Seq    uint64
+	Data   []byte
+	Stored time.Time
+}
+
+// Sink makes requests. It is one of sinks.*; it may be a Merger or a Confirmer, too.
+type Sink interface {
+	Limits() sinks.Limits
+	// Deliver sends the items in one request and returns one outcome per item, in order; an error (a *sinks.RequestError or
+	// ctx's) means that nothing is known about any of them. Safe for concurrent use. It bounds its own time.
+	Deliver(ctx context.Context, items []sinks.Item, idempotencyKey string) ([]sinks.Outcome, error)
+}
+
+// Merger is a Sink whose items of one key are merged within a request instead of replaced.
+type Merger interface {
+	// Merge appends to dst the body that has the effect of older and then newer.
+	Merge(dst, older, newer []byte) ([]byte, error)
+}
+
+// Confirmer is a Sink that answers Accepted.
+type Confirmer interface {
+	// Confirm asks what became of an accepted item. A Retry outcome means: not decided yet. Safe for concurrent use.
+	Confirm(ctx context.Context, tracking string) (sinks.Outcome, error)
+}
+
+// Pauses remembers over restarts that the sink is paused.
+type Pauses interface {
+	Paused(ctx context.Context) (Pause, error)
+	// SetPaused returns when the pause is stored durably.
+	SetPaused(ctx context.Context, pause Pause) error
+}
+
+// Pause says why a sink is paused.
+type Pause string
+
+// The pauses.
+const (
+	PauseNone        Pause = ""
+	PauseOperator    Pause = "operator"
+	PauseDeadLetters Pause = "dead_letters"
+)
+
+// Worker delivers to one sink. Its methods are safe for concurrent use.
+type Worker struct {
+	cfg    Config
+	limits sinks.Limits // the vendor's and the configuration's together
+
+	blocks  Blocks
+	sink    Sink
+	limiter *rate.Limiter
+	log     *slog.Logger
+	metrics *metrics
+
+	gate     *gate
+	memory   *memory
+	ledger   *ledger
+	letters  *letters
+	tracker  *tracker // nil when the sink confirms nothing
+	keys     *keys
+	lanes    []*lane
+	dispatch *dispatcher
+	counts   counts
+
+	pauses  Pauses
+	pausing sync.Mutex // one Pause or Resume at a time
+
+	retries  chan retryRequest
+	draining context.Context // ends with Drain
+	drain    context.CancelFunc
+	stuck    context.Context // ends when, while draining, something was left for the next start
+	abandon  context.CancelFunc
+	ended    chan struct{} // closed when Run returns
+}
+
+const (
+	defaultBatchBytes     = 1 << 20
+	defaultMemory         = 8 << 20 // the batch in flight and the next one for four lanes of 1 MiB
+	defaultBlockedProbe   = 30 * time.Second
+	defaultConfirmTimeout = 10 * time.Minute
+	defaultConfirmRate    = 250
+	defaultRetryMin       = 500 * time.Millisecond
+	defaultRetryMax       = time.Minute
+)
+
+// New makes a Worker. It asks nothing of its dependencies but the sink's limits.
+func New(cfg Config, deps Deps) *Worker {
+	cfg.setDefaults()
+	w := &Worker{
+		cfg: cfg, limits: deps.Sink.Limits(),
+		blocks: deps.Blocks, sink: deps.Sink, limiter: deps.Limiter, pauses: deps.Pauses,
+		log:     deps.Logger.With("sink", cfg.Sink),
+		metrics: newMetrics(cfg.Sink, deps.Registerer),
+		memory:  newMemory(cfg.Memory),
+		keys:    newKeys(),
+		retries: make(chan retryRequest), ended: make(chan struct{}),
+	}
+	w.draining, w.drain = context.WithCancel(context.Background())
+	w.stuck, w.abandon = context.WithCancel(context.Background())
+	if cfg.Batch.Items > 0 && (w.limits.Items == 0 || cfg.Batch.Items < w.limits.Items) {
+		w.limits.Items = cfg.Batch.Items
+	}
+	w.gate = newGate(cfg, w.log, w.metrics)
+	w.ledger = &ledger{blocks: deps.Blocks, memory: w.memory}
+	w.letters = newLetters(w, deps.Letters)
+	if confirmer, ok := deps.Sink.(Confirmer); ok {
+		w.tracker = newTracker(w, confirmer, deps.Tracks)
+	}
+	for n := range cfg.Concurrency {
+		w.lanes = append(w.lanes, &lane{worker: w, number: n, wake: make(chan struct{}, 1)})
+	}
+	w.dispatch = newDispatcher(w, deps.Mappings, deps.Source)
+	w.metrics.observe(w)
+	return w
+}
+
+func (c *Config) setDefaults() {
+	c.Concurrency = max(c.Concurrency, 1)
+	setDefault(&c.Batch.Bytes, defaultBatchBytes)
+	setDefault(&c.Memory, defaultMemory)
+	setDefault(&c.BlockedProbe, defaultBlockedProbe)
+	setDefault(&c.ConfirmTimeout, defaultConfirmTimeout)
+	setDefault(&c.ConfirmRate, defaultConfirmRate)
+	setDefault(&c.Retry, Backoff{Min: defaultRetryMin, Max: defaultRetryMax})
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Run delivers until ctx ends or Drain has finished; then it returns nil. Call it once.
+//
+// When ctx ends, requests in flight are broken off: their items are sent again after a restart.
+func (w *Worker) Run(ctx context.Context) error {
+	defer close(w.ended)
+	if err := w.recall(ctx); err != nil {
+		return ended(err)
+	}
+	stored := make(chan Block) // the next block, fetched while the last one is dispatched
+	life := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
+	life.Go(func(ctx context.Context) error {
+		defer close(stored)
+		reading, stop := context.WithCancel(ctx)
+		defer stop()
+		defer context.AfterFunc(w.draining, stop)()
+		err := w.read(reading, stored)
+		if w.draining.Err() != nil {
+			return nil
+		}
+		return err
+	})
+	life.Go(func(ctx context.Context) error {
+		defer w.closeLanes()
+		return w.dispatch.run(ctx, stored)
+	})
+	life.Go(func(ctx context.Context) error {
+		lanes := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
+		for _, l := range w.lanes {
+			lanes.Go(l.run)
+		}
+		err := lanes.Wait()
+		if w.tracker != nil {
+			w.tracker.close()
+		}
+		return err
+	})
+	if w.tracker != nil {
+		life.Go(w.tracker.run)
+	}
+	return ended(life.Wait())
+}
+
+// ended turns the errors of an end that was asked for into none.
+func ended(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errStopped) {
+		return nil
+	}
+	return err
+}
+
+// recall loads what outlives a restart: the pause, the keys of open letters, the items that wait for confirmation.
+func (w *Worker) recall(ctx context.Context) error {
+	return w.insist(ctx, trouble{name: "recall", what: "load the sink's state"}, func(ctx context.Context) error {
+		pause, err := w.pauses.Paused(ctx)
+		if err != nil {
+			return err
+		}
+		w.gate.pause(pause)
+		if err := w.letters.load(ctx); err != nil {
+			return err
+		}
+		if w.tracker != nil {
+			return w.tracker.load(ctx)
+		}
+		return nil
+	})
+}
+
+// read fetches blocks until ctx ends.
+func (w *Worker) read(ctx context.Context, stored chan<- Block) error {
+	for {
+		var block Block
+		err := w.insist(ctx, trouble{name: "read", what: "read the buffer", blocks: true}, func(ctx context.Context) (err error) {
+			block, err = w.blocks.Next(ctx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		select {
+		case stored <- block:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Drain stops taking new blocks and waits until those begun are settled, then Run returns nil. What cannot be delivered now
+// (the vendor is down, the sink paused) is left for the next start. It returns ctx's error when that takes too long; the
+// caller then ends Run's context.
+func (w *Worker) Drain(ctx context.Context) error {
+	w.drain()
+	w.gate.drain()
+	select {
+	case <-w.ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Pause stops sending until Resume, also over a restart. Requests in flight are finished. It returns when the pause is stored.
+func (w *Worker) Pause(ctx context.Context) error { return w.setPause(ctx, PauseOperator) }
+
+// Resume ends a pause, whatever its reason, and allows as many dead letters again as are configured.
+func (w *Worker) Resume(ctx context.Context) error { return w.setPause(ctx, PauseNone) }
+
+func (w *Worker) setPause(ctx context.Context, pause Pause) error {
+	w.pausing.Lock()
+	defer w.pausing.Unlock()
+	if err := w.pauses.SetPaused(ctx, pause); err != nil {
+		return err
+	}
+	if pause == PauseNone {
+		w.letters.allowAgain()
+	}
+	w.gate.pause(pause)
+	return nil
+}

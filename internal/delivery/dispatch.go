@@ -1,0 +1,658 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"strings"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/mapping"
+)
+
+// dispatcher renders changes into the lanes' batches. Everything in it is owned by run's goroutine.
+type dispatcher struct {
+	worker *Worker
+	source Source
+	merger Merger // nil when the sink merges nothing
+
+	renderers []*renderer
+	booking   bool // a mapping has parents: keys knows of all items
+	seed      maphash.Seed
+
+	decoder cdc.Decoder
+	change  cdc.Change
+	tables  tables
+	scouts  tables // of a decoder that looks ahead, see fetch.go
+	scout   cdc.Decoder
+	roots   map[mapping.Table]*table // of refresh mappings, as the catalogue had them last
+
+	route   mapping.Route
+	env     mapping.Env
+	ahead   mapping.Route // of looking ahead
+	missing []int         // scratch
+	unit    unit
+	refuse  []refusal
+	filling []*lane     // that have an open batch
+	freed   chan *batch // recycled batches; one in flight and one to come for each lane, more go to the collector
+}
+
+// renderer is one mapping.
+type renderer struct {
+	template *mapping.Template
+	name     string
+	table    string
+	counters *itemCounters
+	filtered [ops]int // not counted yet
+}
+
+// unit is what is dispatched at once: a block, a dead letter that is sent again, or the roots that a block refreshes.
+type unit struct {
+	block *block
+	scan    func(yield func(*cdc.Change, *table) error) error // goes over the changes, for looking ahead
+	fetched *fetched // nil until something has to be fetched
+
+	only   *renderer // of a letter
+	itemID string
+	urgent bool // goes alone, behind all that is in the lane
+	sent   int
+
+	touched []root // roots that the block's changes refresh
+	suffix  string // of refreshed roots' IDs
+	keep    bool   // the block does not hold the changes: items carry them
+}
+
+// refusal is an item that mapping refused, on its way to the dead letters.
+type refusal struct {
+	letter   Letter
+	block    *block
+	renderer *renderer
+}
+
+// tables caches the plans of relations: by pointer, since a decoder gives the same pointer until the relation changes.
+type tables struct {
+	last  *table
+	byOID map[uint32]*table
+}
+
+// table is a relation with the plans of the mappings that want it.
+type table struct {
+	relation *cdc.Relation
+	plans    []compiled
+}
+
+type compiled struct {
+	*renderer
+	plan     *mapping.Plan
+	coalesce bool
+}
+
+// fatalError is what no retry mends: the sink stays blocked until a restart.
+type fatalError struct{ err error }
+
+func (e *fatalError) Error() string { return e.err.Error() }
+func (e *fatalError) Unwrap() error { return e.err }
+
+func newDispatcher(w *Worker, templates []*mapping.Template, source Source) *dispatcher {
+	d := &dispatcher{worker: w, source: source, seed: maphash.MakeSeed(), roots: make(map[mapping.Table]*table)}
+	d.merger, _ = w.sink.(Merger)
+	d.freed = make(chan *batch, 2*len(w.lanes))
+	for _, t := range templates {
+		table := t.Source.Table.String()
+		d.renderers = append(d.renderers, &renderer{
+			template: t, name: t.Source.Name, table: table, counters: w.metrics.table(table),
+		})
+		d.booking = d.booking || len(t.Source.Parents) > 0
+	}
+	return d
+}
+
+// run dispatches blocks and letters until stored is closed.
+func (d *dispatcher) run(ctx context.Context, stored <-chan Block) error {
+	for {
+		var err error
+		select {
+		case b, ok := <-stored:
+			if !ok {
+				return nil
+			}
+			err = d.block(ctx, b)
+		case r := <-d.worker.retries:
+			err = d.letter(ctx, r)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		var fatal *fatalError
+		switch {
+		case errors.As(err, &fatal):
+			return d.stop(ctx, fatal)
+		case errors.Is(err, errStopped):
+			d.worker.abandon()
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// stop keeps the sink blocked; what is in the lanes is still delivered, and dead letters are not retried.
+func (d *dispatcher) stop(ctx context.Context, fatal *fatalError) error {
+	d.worker.gate.troubled(trouble{name: "dispatch", blocks: true, final: true, reason: fatal.Error()})
+	select {
+	case <-d.worker.draining.Done():
+		d.worker.abandon()
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// block dispatches a stored block.
+func (d *dispatcher) block(ctx context.Context, stored Block) error {
+	footer, err := d.decoder.Reset(stored.Data)
+	if err != nil {
+		return &fatalError{fmt.Errorf("block %d: %w", stored.Seq, err)}
+	}
+	commit := footer.LastCommit
+	if commit.IsZero() {
+		commit = stored.Stored
+	}
+	b := d.worker.ledger.begin(stored.Seq, stored.Data, footer, commit)
+	d.unit = unit{block: b, scan: d.scanBlock}
+	if err := d.all(ctx); err != nil {
+		return err
+	}
+	if err := d.refresh(ctx, b); err != nil {
+		return err
+	}
+	d.countFiltered()
+	if err := d.handOver(ctx); err != nil {
+		return err
+	}
+	b.settle(1)
+	return nil
+}
+
+func (d *dispatcher) all(ctx context.Context) error {
+	for {
+		found, err := d.decoder.Next(&d.change)
+		if err != nil {
+			return &fatalError{fmt.Errorf("block %d: %w", d.unit.block.seq, err)}
+		}
+		if !found {
+			return nil
+		}
+		if !d.change.For(d.worker.cfg.Sink) {
+			continue
+		}
+		t, err := d.tables.of(d, d.change.Relation)
+		if err != nil {
+			return err
+		}
+		if err := d.one(ctx, &d.change, t); err != nil {
+			return err
+		}
+	}
+}
+
+// of compiles the mappings of a relation when it is new.
+func (t *tables) of(d *dispatcher, rel *cdc.Relation) (*table, error) {
+	if t.last != nil && t.last.relation == rel {
+		return t.last, nil
+	}
+	found := t.byOID[rel.OID]
+	if found == nil || found.relation != rel {
+		var err error
+		if found, err = d.compile(rel); err != nil {
+			return nil, err
+		}
+		if t.byOID == nil {
+			t.byOID = make(map[uint32]*table)
+		}
+		t.byOID[rel.OID] = found
+	}
+	t.last = found
+	return found, nil
+}
+
+func (d *dispatcher) compile(rel *cdc.Relation) (*table, error) {
+	t := &table{relation: rel}
+	for _, r := range d.renderers {
+		if r.template.Source.Table != (mapping.Table{Schema: rel.Schema, Name: rel.Name}) {
+			continue
+		}
+		plan, problems := r.template.Compile(rel)
+		if err := problems.Err(); err != nil {
+			return nil, &fatalError{fmt.Errorf("mapping %s does not fit table %s as it was when the change was made; mend the mapping and restart: %w", r.name, rel, err)}
+		}
+		t.plans = append(t.plans, compiled{renderer: r, plan: plan, coalesce: plan.Coalesce() == mapping.CoalesceLatest})
+	}
+	return t, nil
+}
+
+// one dispatches one change.
+func (d *dispatcher) one(ctx context.Context, c *cdc.Change, t *table) error {
+	if len(t.plans) == 0 {
+		return nil
+	}
+	if d.incomplete(c, t) {
+		if err := d.complete(ctx, c); err != nil {
+			return err
+		}
+	}
+	for i := range t.plans {
+		p := &t.plans[i]
+		if d.unit.only != nil && d.unit.only != p.renderer {
+			continue
+		}
+		if err := d.mapped(ctx, c, p); err != nil {
+			return err
+		}
+	}
+	if d.worker.memory.full() {
+		return d.makeRoom(ctx)
+	}
+	return nil
+}
+
+// mapped dispatches what one mapping makes of a change.
+func (d *dispatcher) mapped(ctx context.Context, c *cdc.Change, p *compiled) error {
+	if d.gone(c, p) {
+		d.worker.count(p.renderer, c.Op, outcomeGone, 1)
+		return nil
+	}
+	if err := p.plan.Route(&d.route, c); err != nil {
+		return &fatalError{fmt.Errorf("mapping %s: %w", p.name, err)}
+	}
+	if len(d.route.Parts) == 0 {
+		p.filtered[c.Op]++
+		return nil
+	}
+	for i := range d.route.Parts {
+		part := &d.route.Parts[i]
+		if d.has(c, part) {
+			continue
+		}
+		if err := d.part(ctx, c, p, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// has says whether the sink has a part of the change already, as part of a backfilled row.
+func (d *dispatcher) has(c *cdc.Change, part *mapping.Part) bool {
+	have, some := c.HasPart(d.worker.cfg.Sink)
+	return some && (have == cdc.PartOld) == part.Old
+}
+
+// part dispatches one item.
+func (d *dispatcher) part(ctx context.Context, c *cdc.Change, p *compiled, part *mapping.Part) error {
+	if p.template.Source.Refresh != nil && part.Reject == nil {
+		d.touch(p.renderer, c, part)
+		return nil
+	}
+	it := item{
+		block: d.unit.block, mapping: p.renderer, pos: c.Position, hash: maphash.Bytes(d.seed, part.Key),
+		op: part.Op, suffix: part.Suffix,
+	}
+	if d.unit.suffix != "" {
+		it.suffix = d.unit.suffix
+	}
+	if d.unit.only != nil && string(it.appendID(nil)) != d.unit.itemID {
+		return nil
+	}
+	d.unit.sent++
+	if part.Reject != nil {
+		key := part.Key
+		if c.Oversized != nil {
+			key = []byte(c.Oversized.Key)
+		}
+		d.reject(c, p.renderer, it, key, part.Reject.Error())
+		return nil
+	}
+	if tracker := d.worker.tracker; tracker != nil && d.unit.block.letter == nil && tracker.has(p.renderer, part.Key, c.Position) {
+		return nil
+	}
+	if err := d.lookUp(ctx, p, part); err != nil {
+		return err
+	}
+	return d.emit(ctx, c, p, part, it)
+}
+
+// emit renders an item into the batch of its lane.
+func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part *mapping.Part, it item) error {
+	number, err := d.laneOf(ctx, part, it.hash)
+	if err != nil {
+		return err
+	}
+	l := d.worker.lanes[number]
+	b := d.openBatch(l)
+	start := len(b.buf)
+	buf, err := p.plan.Append(b.buf, c, part, &d.env)
+	if err != nil {
+		b.buf = buf[:start]
+		return d.unrendered(c, p, part, it, err)
+	}
+	b.buf = buf
+	it.body = span{from: uint32(start), to: uint32(len(buf))}
+	d.unit.block.pending.Add(1)
+	if d.booking {
+		it.booked = true
+		d.worker.keys.add(it.hash, number)
+	}
+	if p.coalesce && d.coalesce(b, p.renderer, part, &it, c) {
+		d.charge(b)
+		return nil
+	}
+	if b, err = d.roomFor(ctx, l, b, &it); err != nil {
+		return err
+	}
+	it.key = b.put(part.Key)
+	if d.unit.keep {
+		it.change = b.put(cdc.EncodeChange(c))
+	}
+	b.add(it, d.worker.limits)
+	if p.coalesce && !d.unit.urgent {
+		b.remember()
+	}
+	d.charge(b)
+	return nil
+}
+
+func (d *dispatcher) unrendered(c *cdc.Change, p *compiled, part *mapping.Part, it item, err error) error {
+	var reject *mapping.RejectError
+	if !errors.As(err, &reject) {
+		return &fatalError{fmt.Errorf("render %s: %w", c.Position, err)}
+	}
+	d.reject(c, p.renderer, it, part.Key, reject.Error())
+	return nil
+}
+
+// coalesce lets a newer state take the place of an older one of the same key in the batch. It reports whether it did.
+func (d *dispatcher) coalesce(b *batch, r *renderer, part *mapping.Part, it *item, c *cdc.Change) bool {
+	if d.unit.urgent || b.count == 0 {
+		return false
+	}
+	i := b.find(r, it.hash, part.Key)
+	if i < 0 {
+		return false
+	}
+	old := &b.items[i]
+	if d.merger != nil {
+		from := len(b.buf)
+		merged, err := d.merger.Merge(b.buf, b.bytes(old.body), b.bytes(it.body))
+		if err != nil { // both are sent, and the vendor says what is wrong
+			return false
+		}
+		b.buf, it.body = merged, span{from: uint32(from), to: uint32(len(merged))}
+	}
+	if b.count > 1 && b.size-old.length()+it.length() > d.worker.cfg.Batch.Bytes {
+		return false
+	}
+	if d.unit.keep {
+		it.change = b.put(cdc.EncodeChange(c))
+	}
+	it.key = old.key
+	if d.booking {
+		d.worker.keys.done(it.hash) // the older; the newer has been added
+	}
+	d.worker.count(r, old.op, outcomeCoalesced, 1)
+	b.replace(i, *it, d.worker.limits)
+	return true
+}
+
+// roomFor returns the batch that takes an item which has been rendered into b: b itself or, when it is full, the next one.
+func (d *dispatcher) roomFor(ctx context.Context, l *lane, b *batch, it *item) (*batch, error) {
+	if b.fits(it.length(), d.worker.limits, d.worker.cfg.Batch.Bytes) {
+		return b, nil
+	}
+	next := d.newBatch()
+	it.body = next.put(b.bytes(it.body))
+	b.buf = b.buf[:len(b.buf)-it.length()]
+	b.sealed = true
+	if err := d.parkRefused(ctx); err != nil { // nothing newer leaves before them
+		return nil, err
+	}
+	l.open = next
+	d.push(l, b)
+	return next, nil
+}
+
+// charge lets memory know of what the batch has grown by.
+func (d *dispatcher) charge(b *batch) {
+	const perItem = 128 // item and hold, and a share of the index
+	size := int64(len(b.buf)) + perItem*int64(len(b.items))
+	d.worker.memory.add(size-b.charged, 0)
+	b.charged = size
+}
+
+// laneOf says which lane an item goes through: that in which items of its key, or of its parents', are on the way, else the
+// key's own. When those are in several lanes it waits.
+func (d *dispatcher) laneOf(ctx context.Context, part *mapping.Part, hash uint64) (int, error) {
+	own := int(hash % uint64(len(d.worker.lanes)))
+	if !d.booking {
+		return own, nil
+	}
+	for {
+		lane, busy := d.worker.keys.lane(hash)
+		conflict := uint64(0)
+		for _, parent := range part.Parents {
+			of := maphash.Bytes(d.seed, parent)
+			at, ok := d.worker.keys.lane(of)
+			switch {
+			case !ok:
+			case !busy:
+				lane, busy = at, true
+			case at != lane:
+				conflict = of
+			}
+		}
+		if conflict == 0 {
+			if busy {
+				return lane, nil
+			}
+			return own, nil
+		}
+		err := d.waiting(ctx, func() error { return d.worker.keys.wait(ctx, conflict, d.worker.stuck.Done()) })
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// openBatch returns the batch that the lane's next item goes into.
+func (d *dispatcher) openBatch(l *lane) *batch {
+	if l.open != nil {
+		return l.open
+	}
+	d.filling = append(d.filling, l)
+	if d.unit.urgent {
+		l.open = d.newBatch()
+		l.open.sealed = true
+		return l.open
+	}
+	if l.open = l.reclaim(); l.open != nil {
+		d.worker.memory.batch(-1)
+	} else {
+		l.open = d.newBatch()
+	}
+	return l.open
+}
+
+func (d *dispatcher) newBatch() *batch {
+	var b *batch
+	select {
+	case b = <-d.freed:
+	default:
+		b = new(batch)
+	}
+	if wait := d.worker.cfg.Batch.Wait; wait > 0 {
+		b.deadline = time.Now().Add(wait)
+	}
+	return b
+}
+
+// recycle takes back a batch whose items are all settled.
+func (w *Worker) recycle(b *batch) {
+	w.memory.release(b.charged, 0)
+	w.memory.batch(-1)
+	if cap(b.buf) > 2*w.cfg.Batch.Bytes { // an exceptionally large item is not kept
+		return
+	}
+	b.reset()
+	select {
+	case w.dispatch.freed <- b:
+	default:
+	}
+}
+
+// handOver gives the lanes all that has been rendered. Refused items are parked first, so that a newer state of their key
+// finds the letter.
+func (d *dispatcher) handOver(ctx context.Context) error {
+	if err := d.parkRefused(ctx); err != nil {
+		return err
+	}
+	for _, l := range d.filling {
+		if b := l.open; b != nil {
+			l.open = nil
+			d.push(l, b)
+		}
+	}
+	d.filling = d.filling[:0]
+	return nil
+}
+
+func (d *dispatcher) push(l *lane, b *batch) {
+	if b.count == 0 {
+		d.worker.memory.batch(1)
+		d.worker.recycle(b)
+		return
+	}
+	d.worker.memory.batch(1)
+	l.push(b)
+}
+
+// makeRoom waits until lanes have delivered enough.
+func (d *dispatcher) makeRoom(ctx context.Context) error {
+	return d.waiting(ctx, func() error { return d.worker.memory.wait(ctx, d.worker.stuck.Done()) })
+}
+
+// waiting hands all over and waits; meanwhile lanes do not wait for fuller batches.
+func (d *dispatcher) waiting(ctx context.Context, wait func() error) error {
+	if err := d.handOver(ctx); err != nil {
+		return err
+	}
+	for _, l := range d.worker.lanes {
+		l.hurry(true)
+	}
+	defer func() {
+		for _, l := range d.worker.lanes {
+			l.hurry(false)
+		}
+	}()
+	return wait()
+}
+
+// reject makes a dead letter of what mapping refused.
+func (d *dispatcher) reject(c *cdc.Change, r *renderer, it item, key []byte, reason string) {
+	it.mapping, it.pos = r, c.Position
+	d.unit.block.pending.Add(1)
+	letter := Letter{
+		ItemID: string(it.appendID(nil)), Sink: d.worker.cfg.Sink, Mapping: r.name, Table: r.table, Key: string(key), Op: it.op,
+		Position: c.Position, Reason: reason, At: time.Now(), Change: cdc.EncodeChange(c), State: LetterOpen,
+	}
+	if open := d.unit.block.letter; open != nil {
+		letter.Attempts = d.worker.letters.attempts(open)
+	}
+	d.refuse = append(d.refuse, refusal{letter: letter, block: d.unit.block, renderer: r})
+}
+
+func (d *dispatcher) parkRefused(ctx context.Context) error {
+	if len(d.refuse) == 0 {
+		return nil
+	}
+	letters := make([]Letter, len(d.refuse))
+	for i := range d.refuse {
+		letters[i] = d.refuse[i].letter
+	}
+	if err := d.worker.letters.park(ctx, letters); err != nil {
+		return err
+	}
+	for i := range d.refuse {
+		d.worker.count(d.refuse[i].renderer, letters[i].Op, outcomeRejected, 1)
+		d.refuse[i].block.settle(1)
+	}
+	clear(d.refuse)
+	d.refuse = d.refuse[:0]
+	return nil
+}
+
+func (d *dispatcher) countFiltered() {
+	for _, r := range d.renderers {
+		for op, n := range r.filtered {
+			d.worker.count(r, cdc.Op(op), outcomeFiltered, n)
+		}
+		r.filtered = [ops]int{}
+	}
+}
+
+// letter sends a dead letter again.
+func (d *dispatcher) letter(ctx context.Context, r retryRequest) error {
+	result := RetryResult{ID: r.letter.ID}
+	defer func() { r.done <- result }()
+	change, err := cdc.DecodeChange(r.letter.Change)
+	var renderer *renderer
+	for _, candidate := range d.renderers {
+		if candidate.name == r.letter.Mapping {
+			renderer = candidate
+		}
+	}
+	switch {
+	case renderer == nil:
+		result.Outcome, result.Reason = RetryUnknown, "there is no mapping "+r.letter.Mapping+" any more"
+		return nil
+	case err != nil:
+		result.Outcome, result.Reason = RetryUnknown, err.Error()
+		return nil
+	}
+	open, outcome := d.worker.letters.claim(&r.letter, r.force)
+	if result.Outcome = outcome; open == nil {
+		return nil
+	}
+	return d.resend(ctx, &r.letter, change, renderer, open, &result)
+}
+
+// resend dispatches a letter's change alone.
+func (d *dispatcher) resend(ctx context.Context, letter *Letter, change *cdc.Change, r *renderer, open *openLetter, result *RetryResult) error {
+	t, err := d.compile(change.Relation)
+	if err != nil {
+		d.worker.letters.unclaim(open)
+		result.Outcome, result.Reason = RetryRejected, err.Error()
+		return nil
+	}
+	b := d.worker.ledger.beginLetter(open, letter.Change)
+	d.unit = unit{block: b, only: r, itemID: letter.ItemID, urgent: true}
+	if suffix := strings.TrimPrefix(letter.ItemID, letter.Position.String()+"/"+r.name); strings.HasPrefix(suffix, suffixRefresh) {
+		d.unit.suffix = suffix
+	}
+	d.unit.scan = func(yield func(*cdc.Change, *table) error) error { return yield(change, t) }
+	if err := d.one(ctx, change, t); err != nil {
+		d.worker.letters.unclaim(open)
+		return err
+	}
+	if d.unit.sent == 0 {
+		d.worker.letters.unclaim(open)
+		result.Outcome, result.Reason = RetryUnwanted, "mapping "+r.name+" does not send this row any more: discard the letter"
+	}
+	if len(d.refuse) > 0 {
+		result.Outcome, result.Reason = RetryRejected, d.refuse[0].letter.Reason
+	}
+	if err := d.handOver(ctx); err != nil {
+		return err
+	}
+	b.settle(1)
+	return nil
+}

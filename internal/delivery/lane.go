@@ -1,0 +1,390 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/sinks"
+)
+
+// lane sends batches one after another. What has to be sent again goes before anything newer.
+type lane struct {
+	worker *Worker
+	number int
+
+	mu     sync.Mutex
+	queue  []*batch // handed over by the dispatcher, oldest first
+	urgent bool     // the dispatcher waits for room: do not wait for fuller batches
+	closed bool
+	wake   chan struct{} // size 1: queue, urgent or closed has changed
+
+	open *batch // owned by the dispatcher: what it fills now
+
+	// The rest is run's own.
+	request  request
+	failures int       // sendings in a row that brought nothing
+	retryAt  time.Time // after them
+	order    []int32
+	todo     [][]int32 // what is left of the batch, in reverse: the last is sent next
+	sorted   sorted
+	took     time.Duration
+}
+
+// push hands a batch over. A lane gets none after close.
+func (l *lane) push(b *batch) {
+	l.mu.Lock()
+	l.queue = append(l.queue, b)
+	l.mu.Unlock()
+	l.signal()
+}
+
+// reclaim takes back the newest batch when it has room, so that it can be filled on.
+func (l *lane) reclaim() *batch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last := len(l.queue) - 1
+	if last < 0 || l.queue[last].sealed {
+		return nil
+	}
+	b := l.queue[last]
+	l.queue = l.queue[:last]
+	return b
+}
+
+func (l *lane) hurry(urgent bool) {
+	l.mu.Lock()
+	l.urgent = urgent
+	l.mu.Unlock()
+	if urgent {
+		l.signal()
+	}
+}
+
+func (l *lane) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.signal()
+}
+
+func (l *lane) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *Worker) closeLanes() {
+	for _, l := range w.lanes {
+		l.close()
+	}
+}
+
+// run sends until the lane is closed and empty. While draining it leaves what the vendor does not take now.
+func (l *lane) run(ctx context.Context) error {
+	for {
+		b, err := l.take(ctx)
+		if b == nil || err != nil {
+			return err
+		}
+		if err := l.deliver(ctx, b); errors.Is(err, errStopped) {
+			l.worker.abandon()
+			return nil
+		} else if err != nil {
+			return err
+		}
+		l.worker.recycle(b)
+	}
+}
+
+// take waits for the next batch; nil when the lane is closed and empty.
+func (l *lane) take(ctx context.Context) (*batch, error) {
+	for {
+		b, wait, closed := l.ready(time.Now())
+		if b != nil || closed {
+			return b, nil
+		}
+		if err := pause(ctx, wait, l.wake); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (l *lane) ready(now time.Time) (b *batch, wait time.Duration, closed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		return nil, turn, l.closed
+	}
+	b = l.queue[0]
+	wait = b.deadline.Sub(now)
+	if wait > 0 && !b.sealed && !b.full && len(l.queue) == 1 && !l.urgent && !l.closed {
+		return nil, wait, false
+	}
+	n := copy(l.queue, l.queue[1:])
+	l.queue[n] = nil
+	l.queue = l.queue[:n]
+	return b, 0, false
+}
+
+// deliver sends a batch until each of its items is settled.
+func (l *lane) deliver(ctx context.Context, b *batch) error {
+	l.order = l.order[:0]
+	for i := range b.items {
+		if !b.items[i].absorbed {
+			l.order = append(l.order, int32(i))
+		}
+	}
+	l.todo = append(l.todo[:0], l.order)
+	for len(l.todo) > 0 {
+		part := l.todo[len(l.todo)-1]
+		l.todo = l.todo[:len(l.todo)-1]
+		if l.worker.letters.outdated(b, part) {
+			continue
+		}
+		outcomes, err := l.send(ctx, b, part)
+		if err == nil {
+			err = l.settle(ctx, b, part, outcomes)
+		} else if failed := (*sinks.RequestError)(nil); errors.As(err, &failed) {
+			err = l.refused(ctx, b, part, failed)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// send makes one request when the gate and the rate allow it.
+func (l *lane) send(ctx context.Context, b *batch, part []int32) ([]sinks.Outcome, error) {
+	w := l.worker
+	probe, err := w.gate.acquire(ctx, l.retryAt)
+	if err != nil {
+		return nil, err
+	}
+	if w.limiter != nil {
+		if err := w.limiter.Wait(ctx); err != nil {
+			w.gate.broken(probe)
+			return nil, err
+		}
+	}
+	items, key := l.request.compose(b, part)
+	for _, i := range part {
+		b.items[i].attempts++
+	}
+	w.metrics.inFlight.Inc()
+	start := time.Now()
+	outcomes, err := w.sink.Deliver(ctx, items, key)
+	l.took = time.Since(start)
+	w.metrics.inFlight.Dec()
+	return l.report(ctx, probe, outcomes, err, len(part))
+}
+
+// report tells the gate and the metrics how the request went.
+func (l *lane) report(ctx context.Context, probe bool, outcomes []sinks.Outcome, err error, items int) ([]sinks.Outcome, error) {
+	w := l.worker
+	if ctx.Err() != nil && err != nil {
+		w.gate.broken(probe)
+		return nil, ctx.Err()
+	}
+	if err == nil && len(outcomes) != items {
+		err = &sinks.RequestError{Class: sinks.ClassTransient, Reason: fmt.Sprintf("sink gave %d outcomes for %d items", len(outcomes), items)}
+	}
+	if err == nil {
+		w.gate.answered(probe, l.took)
+		return outcomes, nil
+	}
+	failed := asRequestError(err)
+	switch failed.Class {
+	case sinks.ClassTransient, sinks.ClassThrottled:
+		w.gate.failed(probe, l.took, failed.After, failed.Class == sinks.ClassThrottled, failed.Error())
+	case sinks.ClassUnauthorized:
+		w.gate.unauthorized(probe, failed.After, failed.Error())
+	case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected:
+		w.gate.answered(probe, l.took)
+	}
+	return nil, failed
+}
+
+// asRequestError makes any error one; what is not known is tried again.
+func asRequestError(err error) *sinks.RequestError {
+	if failed := (*sinks.RequestError)(nil); errors.As(err, &failed) && failed.Class != 0 {
+		return failed
+	}
+	return &sinks.RequestError{Class: sinks.ClassTransient, Reason: err.Error(), Err: err}
+}
+
+// refused deals with a request that failed as a whole.
+func (l *lane) refused(ctx context.Context, b *batch, part []int32, failed *sinks.RequestError) error {
+	switch failed.Class {
+	case sinks.ClassTooLarge, sinks.ClassBadRequest:
+		if len(part) > 1 { // the poisoned or too large item is in one of the halves; order is kept
+			half := len(part) / 2
+			l.todo = append(l.todo, part[half:], part[:half])
+			return nil
+		}
+		return l.reject(ctx, b, part, failed)
+	case sinks.ClassRejected:
+		return l.reject(ctx, b, part, failed)
+	case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized:
+		l.again(b, part, failed.After, failed.Error())
+	}
+	return nil
+}
+
+func (l *lane) reject(ctx context.Context, b *batch, part []int32, failed *sinks.RequestError) error {
+	outcomes := make([]sinks.Outcome, len(part))
+	for n := range outcomes {
+		outcomes[n] = sinks.Outcome{Status: sinks.Rejected, Reason: failed.Reason, Code: failed.Code, Trace: failed.Trace}
+	}
+	return l.settleAs(ctx, b, part, outcomes, failed.Status)
+}
+
+// again puts a part back to be sent next, after a wait.
+func (l *lane) again(b *batch, part []int32, after time.Duration, reason string) {
+	l.failures++
+	l.retryAt = l.worker.gate.backOff(l.number, l.failures, after, reason)
+	l.todo = append(l.todo, part)
+	l.worker.countItems(b, part, outcomeRetried)
+}
+
+func (l *lane) settle(ctx context.Context, b *batch, part []int32, outcomes []sinks.Outcome) error {
+	return l.settleAs(ctx, b, part, outcomes, 0)
+}
+
+// settleAs settles each item of a part by its outcome. Dead letters come first, so that a newer state of the same key that
+// the same request delivered marks them as superseded.
+func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []sinks.Outcome, status int) error {
+	w, s := l.worker, &l.sorted
+	if err := s.sort(b, part, outcomes); err != nil {
+		return err
+	}
+	if err := w.parkItems(ctx, b, part, outcomes, s.rejected, status); err != nil {
+		return err
+	}
+	if err := w.letters.passed(ctx, b, s.taken); err != nil {
+		return err
+	}
+	if err := w.letters.resent(ctx, b, s.delivered); err != nil {
+		return err
+	}
+	for _, n := range s.accepted {
+		if err := w.tracker.accept(ctx, b, part[n], outcomes[n].Tracking); err != nil {
+			return err
+		}
+	}
+	l.note(b, part, outcomes)
+	for _, i := range s.delivered {
+		w.settleItem(b, i)
+	}
+	for _, i := range s.overtaken {
+		w.settleItem(b, i)
+	}
+	w.countItems(b, s.taken, outcomeDelivered)
+	w.countItems(b, s.overtaken, outcomeCoalesced)
+	if len(s.retry) > 0 {
+		rest := part[:copy(part, s.retry)]
+		l.again(b, rest, s.after, "the vendor asks for items to be sent again")
+		return nil
+	}
+	l.recovered()
+	return nil
+}
+
+func (l *lane) recovered() {
+	if l.failures > 0 {
+		l.failures, l.retryAt = 0, l.worker.gate.backOff(l.number, 0, 0, "")
+	}
+}
+
+// note logs what a vendor remarks on items. The words are masked, since they may quote the row.
+func (l *lane) note(b *batch, part []int32, outcomes []sinks.Outcome) {
+	for n := range outcomes {
+		if o := &outcomes[n]; o.Remark != "" {
+			id := string(b.items[part[n]].appendID(nil))
+			l.worker.log.Warn("vendor remarks on an item", "item", id, "remark", sinks.Masked(o.Remark), "rc", o.Trace)
+		}
+	}
+}
+
+// sorted is what became of a part: places in it, or items of the batch.
+type sorted struct {
+	rejected, accepted                 []int   // places
+	delivered, taken, overtaken, retry []int32 // items; taken are those delivered or accepted
+	after                              time.Duration
+}
+
+func (s *sorted) sort(b *batch, part []int32, outcomes []sinks.Outcome) error {
+	*s = sorted{
+		rejected: s.rejected[:0], accepted: s.accepted[:0],
+		delivered: s.delivered[:0], taken: s.taken[:0], overtaken: s.overtaken[:0], retry: s.retry[:0],
+	}
+	for n := range outcomes {
+		switch outcomes[n].Status {
+		case sinks.Delivered:
+			s.delivered, s.taken = append(s.delivered, part[n]), append(s.taken, part[n])
+		case sinks.Accepted:
+			s.accepted, s.taken = append(s.accepted, n), append(s.taken, part[n])
+		case sinks.Rejected:
+			s.rejected = append(s.rejected, n)
+		case sinks.Retry:
+			s.after = max(s.after, outcomes[n].After)
+			if overtakenWithin(b, part[n:], outcomes[n:]) {
+				s.overtaken = append(s.overtaken, part[n])
+			} else {
+				s.retry = append(s.retry, part[n])
+			}
+		default:
+			return fmt.Errorf("sink gave an unknown status %d", outcomes[n].Status)
+		}
+	}
+	return nil
+}
+
+// overtakenWithin says whether a newer state of the first item's key was taken in the same request: sending the first again
+// would take the key back.
+func overtakenWithin(b *batch, part []int32, outcomes []sinks.Outcome) bool {
+	first := &b.items[part[0]]
+	for n := 1; n < len(part); n++ {
+		it := &b.items[part[n]]
+		taken := outcomes[n].Status == sinks.Delivered || outcomes[n].Status == sinks.Accepted
+		if taken && it.hash == first.hash && it.mapping == first.mapping {
+			return true
+		}
+	}
+	return false
+}
+
+// settleItem releases all that waits for the item.
+func (w *Worker) settleItem(b *batch, i int32) {
+	it := &b.items[i]
+	if it.booked {
+		w.keys.done(it.hash)
+	}
+	b.settle(it)
+}
+
+// source returns the one-change block of the row that an item was rendered from.
+func (b *batch) source(it *item) ([]byte, error) {
+	if it.change.to > it.change.from {
+		return append([]byte(nil), b.bytes(it.change)...), nil
+	}
+	var d cdc.Decoder
+	var c cdc.Change
+	if _, err := d.Reset(it.block.data); err != nil {
+		return nil, err
+	}
+	for {
+		found, err := d.Next(&c)
+		if err != nil || !found {
+			return nil, errors.Join(fmt.Errorf("change %s is not in its block", it.pos), err)
+		}
+		if c.Position == it.pos {
+			return cdc.EncodeChange(&c), nil
+		}
+	}
+}

@@ -1,0 +1,431 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/sinks"
+)
+
+// Letter is an item that will not be delivered unless an operator has it sent again.
+type Letter struct {
+	ID       string // the store's name for it, set by Park
+	ItemID   string // position, mapping, and what tells apart several items of one position
+	Sink     string // its name
+	Mapping  string // its name
+	Table    string // schema.name
+	Key      string // of the record, as mapping.Part.Key; empty when it is not known
+	Op       cdc.Op
+	Position cdc.Position
+
+	Reason   string    // ours, or the vendor's words, which may quote the row
+	Code     string    // the vendor's
+	Trace    string    // the vendor's id for the call
+	Status   int       // HTTP status, when the request was refused as a whole
+	Attempts int       // sendings; 0 when the item was refused before it was sent
+	At       time.Time // when it was parked
+
+	Item   []byte // JSON as it was sent; nil when it could not be rendered
+	Change []byte // the source row: a block of one change (cdc.DecodeChange)
+	State  LetterState
+}
+
+// LetterState says what has become of a letter.
+type LetterState string
+
+// The states.
+const (
+	LetterOpen       LetterState = "open"
+	LetterSuperseded LetterState = "superseded" // a newer state of its key was delivered since
+	LetterDelivered  LetterState = "delivered"  // it was sent again with success: it need not be kept
+)
+
+// Letters stores dead letters. Its methods are called concurrently.
+type Letters interface {
+	// Park returns when the letters are stored durably, and sets their IDs. One whose ItemID is stored already is replaced, and
+	// keeps its ID.
+	Park(ctx context.Context, letters []Letter) error
+	// Letter returns one letter, whatever its state; ok is false when there is none of that ID.
+	Letter(ctx context.Context, id string) (letter Letter, ok bool, err error)
+	// Open goes over the letters in state open. Item and Change may be left out.
+	Open(ctx context.Context) iter.Seq2[Letter, error]
+	// Resolve returns when the new state is stored durably. An ID that is not stored is passed over.
+	Resolve(ctx context.Context, ids []string, state LetterState) error
+}
+
+// letters knows the keys of open letters, so that a newer state of such a key marks the letter, and counts towards the limit.
+type letters struct {
+	worker *Worker
+	store  Letters
+
+	mu     sync.Mutex
+	byKey  map[string][]*openLetter // by mapping and key
+	byID   map[string]*openLetter
+	parked int // since the start or the last resume
+
+	count atomic.Int64 // of byID, to pass by when there is none
+}
+
+// openLetter is what memory keeps of a letter. Its fields are guarded by letters.mu.
+type openLetter struct {
+	id, key    string
+	pos        cdc.Position
+	attempts   int
+	superseded bool
+	resending  bool
+	forced     bool
+}
+
+func newLetters(w *Worker, store Letters) *letters {
+	return &letters{worker: w, store: store, byKey: make(map[string][]*openLetter), byID: make(map[string]*openLetter)}
+}
+
+func (l *letters) load(ctx context.Context) error {
+	for letter, err := range l.store.Open(ctx) {
+		if err != nil {
+			return err
+		}
+		l.learn(&letter)
+	}
+	return nil
+}
+
+// learn makes a parked letter known.
+func (l *letters) learn(letter *Letter) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if known := l.byID[letter.ID]; known != nil {
+		known.resending, known.attempts = false, letter.Attempts
+		return
+	}
+	open := &openLetter{id: letter.ID, key: letterKey(letter.Mapping, letter.Key), pos: letter.Position, attempts: letter.Attempts}
+	l.byID[open.id] = open
+	if strings.Contains(letter.Key, keyMark) {
+		l.byKey[open.key] = append(l.byKey[open.key], open)
+	}
+	l.count.Add(1)
+}
+
+// forget drops a letter that is not open any more. Called with mu held.
+func (l *letters) forget(open *openLetter) {
+	delete(l.byID, open.id)
+	l.count.Add(-1)
+	rest := l.byKey[open.key]
+	for i := range rest {
+		if rest[i] == open {
+			rest = append(rest[:i], rest[i+1:]...)
+			break
+		}
+	}
+	if len(rest) == 0 {
+		delete(l.byKey, open.key)
+	} else {
+		l.byKey[open.key] = rest
+	}
+}
+
+// keyMark is in every key that tells records apart; a key without it is a mere scope (mapping.Part.Key).
+const keyMark = "\x00"
+
+func letterKey(mapping, key string) string { return mapping + "\x00" + key }
+
+// park stores letters. When the limit is reached it halts the sink and waits for Resume.
+func (l *letters) park(ctx context.Context, letters []Letter) error {
+	for len(letters) > 0 {
+		n, err := l.allow(ctx, len(letters))
+		if err != nil {
+			return err
+		}
+		some := letters[:n]
+		err = l.worker.insist(ctx, trouble{name: "letters", what: "store dead letters"}, func(ctx context.Context) error {
+			return l.store.Park(ctx, some)
+		})
+		if err != nil {
+			return err
+		}
+		for i := range some {
+			l.learn(&some[i])
+		}
+		l.worker.metrics.letters.Add(float64(n))
+		letters = letters[n:]
+	}
+	return nil
+}
+
+// allow says how many of n letters may be parked now, at least one.
+func (l *letters) allow(ctx context.Context, n int) (int, error) {
+	limit := l.worker.cfg.DeadLetters
+	if limit == 0 {
+		return n, nil
+	}
+	for {
+		l.mu.Lock()
+		n := min(n, limit-l.parked)
+		if n > 0 {
+			l.parked += n
+			l.mu.Unlock()
+			return n, nil
+		}
+		l.mu.Unlock()
+		if err := l.worker.halt(ctx); err != nil {
+			return 0, err
+		}
+		if err := l.worker.gate.resumed(ctx); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (l *letters) allowAgain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.parked = 0
+}
+
+func (l *letters) limitReached() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.parked >= l.worker.cfg.DeadLetters
+}
+
+// halt pauses the sink since there are too many dead letters, unless it is resumed meanwhile.
+func (w *Worker) halt(ctx context.Context) error {
+	return w.insist(ctx, trouble{name: "halt", what: "store the pause"}, func(ctx context.Context) error {
+		w.pausing.Lock()
+		defer w.pausing.Unlock()
+		if !w.letters.limitReached() || w.gate.pausedAs() == PauseOperator {
+			return nil
+		}
+		w.gate.pause(PauseDeadLetters) // at once, even if it cannot be stored
+		return w.pauses.SetPaused(ctx, PauseDeadLetters)
+	})
+}
+
+// parkItems makes dead letters of rejected items and settles them.
+func (w *Worker) parkItems(ctx context.Context, b *batch, part []int32, outcomes []sinks.Outcome, places []int, status int) error {
+	const atOnce = 64 // bounds the copies in memory
+	for len(places) > 0 {
+		some := places[:min(len(places), atOnce)]
+		places = places[len(some):]
+		letters := make([]Letter, 0, len(some))
+		items := make([]int32, 0, len(some))
+		for _, n := range some {
+			letter := w.letterOf(b, &b.items[part[n]])
+			o := &outcomes[n]
+			letter.Reason, letter.Code, letter.Trace, letter.Status = o.Reason, o.Code, o.Trace, status
+			letters, items = append(letters, letter), append(items, part[n])
+		}
+		if err := w.letters.park(ctx, letters); err != nil {
+			return err
+		}
+		w.countItems(b, items, outcomeRejected)
+		for _, i := range items {
+			w.settleItem(b, i)
+		}
+	}
+	return nil
+}
+
+// letterOf copies an item out of its batch.
+func (w *Worker) letterOf(b *batch, it *item) Letter {
+	letter := Letter{
+		ItemID: string(it.appendID(nil)), Sink: w.cfg.Sink, Mapping: it.mapping.name, Table: it.mapping.table,
+		Key: string(b.bytes(it.key)), Op: it.op, Position: it.pos, Attempts: int(it.attempts), At: time.Now(),
+		Item: append([]byte(nil), b.bytes(it.body)...), State: LetterOpen,
+	}
+	if open := it.block.letter; open != nil {
+		letter.Attempts += w.letters.attempts(open)
+	}
+	change, err := b.source(it)
+	if err != nil { // never seen: the item came from there
+		w.log.Error("dead letter without its source row", "item", letter.ItemID, "err", err)
+	}
+	letter.Change = change
+	return letter
+}
+
+func (l *letters) attempts(open *openLetter) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return open.attempts
+}
+
+// passed marks the open letters whose keys have been delivered in a newer state. It returns when that is stored.
+func (l *letters) passed(ctx context.Context, b *batch, taken []int32) error {
+	if l.count.Load() == 0 {
+		return nil
+	}
+	var ids []string
+	var key []byte
+	l.mu.Lock()
+	for _, i := range taken {
+		it := &b.items[i]
+		key = append(append(append(key[:0], it.mapping.name...), 0), b.bytes(it.key)...)
+		for _, open := range l.byKey[string(key)] {
+			if !open.superseded && open.pos.Compare(it.pos) < 0 {
+				open.superseded = true
+				ids = append(ids, open.id)
+			}
+		}
+	}
+	l.mu.Unlock()
+	return l.resolve(ctx, ids, LetterSuperseded)
+}
+
+// resent resolves the letters that were sent again with success.
+func (l *letters) resent(ctx context.Context, b *batch, delivered []int32) error {
+	for _, i := range delivered {
+		if open := b.items[i].block.letter; open != nil {
+			if err := l.resolve(ctx, []string{open.id}, LetterDelivered); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (l *letters) resolve(ctx context.Context, ids []string, state LetterState) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	err := l.worker.insist(ctx, trouble{name: "letters", what: "store dead letters"}, func(ctx context.Context) error {
+		return l.store.Resolve(ctx, ids, state)
+	})
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		if open := l.byID[id]; open != nil && !open.resending || open != nil && state == LetterDelivered {
+			l.forget(open)
+		}
+	}
+	return nil
+}
+
+// outdated settles a letter that is about to be sent again but whose key has been delivered in a newer state meanwhile. It
+// says whether there is nothing to send.
+func (l *letters) outdated(b *batch, part []int32) bool {
+	if len(part) != 1 || b.items[part[0]].block.letter == nil {
+		return len(part) == 0
+	}
+	open := b.items[part[0]].block.letter
+	l.mu.Lock()
+	drop := open.superseded && !open.forced
+	if drop {
+		l.forget(open)
+	}
+	l.mu.Unlock()
+	if drop {
+		l.worker.settleItem(b, part[0])
+	}
+	return drop
+}
+
+// RetryOutcome says what RetryLetters did about one letter.
+type RetryOutcome string
+
+// The outcomes.
+const (
+	RetryQueued     RetryOutcome = "queued"     // on its way: it is delivered, or parked again with its new reason
+	RetrySuperseded RetryOutcome = "superseded" // not sent: a newer state of its key was delivered since
+	RetryUnderWay   RetryOutcome = "under_way"  // an earlier retry has not ended
+	RetryUnwanted   RetryOutcome = "unwanted"   // the mapping as it is now does not send this row
+	RetryRejected   RetryOutcome = "rejected"   // the mapping as it is now cannot render it: parked again, Reason says why
+	RetryUnknown    RetryOutcome = "unknown"    // no letter of that ID, or its mapping is gone: Reason says which
+)
+
+// RetryResult is what RetryLetters did about one letter.
+type RetryResult struct {
+	ID      string       `json:"id"`
+	Outcome RetryOutcome `json:"outcome"`
+	Reason  string       `json:"reason,omitempty"`
+}
+
+type retryRequest struct {
+	letter Letter
+	force  bool
+	done   chan<- RetryResult // size 1
+}
+
+// ErrNotRunning is returned when a worker that does not run is asked to do something.
+var ErrNotRunning = errors.New("the sink's delivery does not run")
+
+// RetryLetters renders the letters' rows with the mappings as they are now and sends them, each in its place among the
+// changes of its key. A letter whose key has been delivered in a newer state since is not sent, unless force. It returns
+// when all are on their way, which takes as long as the sink's memory is full.
+func (w *Worker) RetryLetters(ctx context.Context, ids []string, force bool) ([]RetryResult, error) {
+	results := make([]RetryResult, 0, len(ids))
+	for _, id := range ids {
+		letter, ok, err := w.letters.store.Letter(ctx, id)
+		if err != nil {
+			return results, err
+		}
+		if !ok {
+			results = append(results, RetryResult{ID: id, Outcome: RetryUnknown, Reason: "no such dead letter"})
+			continue
+		}
+		done := make(chan RetryResult, 1)
+		select {
+		case w.retries <- retryRequest{letter: letter, force: force, done: done}:
+		case <-w.ended:
+			return results, ErrNotRunning
+		case <-w.draining.Done():
+			return results, ErrNotRunning
+		case <-ctx.Done():
+			return results, ctx.Err()
+		}
+		select {
+		case result := <-done:
+			results = append(results, result)
+		case <-w.ended:
+			return results, ErrNotRunning
+		case <-ctx.Done():
+			return results, ctx.Err()
+		}
+	}
+	return results, nil
+}
+
+// claim makes a letter the dispatcher's to send; otherwise it says why not.
+func (l *letters) claim(letter *Letter, force bool) (*openLetter, RetryOutcome) {
+	if letter.State != LetterOpen && !force {
+		return nil, RetrySuperseded
+	}
+	l.learnAgain(letter)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	open := l.byID[letter.ID]
+	switch {
+	case open.resending:
+		return nil, RetryUnderWay
+	case open.superseded && !force:
+		return nil, RetrySuperseded
+	}
+	open.resending, open.forced = true, force
+	return open, RetryQueued
+}
+
+// learnAgain makes a letter known that is retried by force although it was superseded.
+func (l *letters) learnAgain(letter *Letter) {
+	l.mu.Lock()
+	_, known := l.byID[letter.ID]
+	l.mu.Unlock()
+	if !known {
+		l.learn(letter)
+	}
+}
+
+// unclaim is for a claimed letter that is not sent after all.
+func (l *letters) unclaim(open *openLetter) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	open.resending = false
+}

@@ -1,0 +1,434 @@
+package delivery
+
+import (
+	"container/heap"
+	"context"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/sourcegraph/conc/pool"
+	"golang.org/x/time/rate"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/sinks"
+)
+
+// Tracked is an item that the vendor has accepted and not decided on.
+type Tracked struct {
+	Tracking   string    `json:"tracking"` // what Confirm takes
+	AcceptedAt time.Time `json:"accepted_at"`
+	// Letter is what is parked when the vendor decides against the item.
+	Letter Letter `json:"letter"`
+}
+
+// Tracks stores accepted items, so that after a restart they are confirmed and not enqueued again. It is called concurrently.
+type Tracks interface {
+	// Track returns when the items are stored durably.
+	Track(ctx context.Context, items []Tracked) error
+	// Untrack forgets items that are decided, by their ItemIDs. One that is not stored is passed over.
+	Untrack(ctx context.Context, itemIDs []string) error
+	// Load returns one item; ok is false when there is none of that ItemID.
+	Load(ctx context.Context, itemID string) (item Tracked, ok bool, err error)
+	// Tracked goes over all items. Letter.Item and Letter.Change may be left out.
+	Tracked(ctx context.Context) iter.Seq2[Tracked, error]
+}
+
+const (
+	maxTracked      = 20_000      // items that wait for confirmation, ~200 bytes each; then lanes wait
+	firstConfirm    = time.Second // after acceptance
+	longestConfirm  = time.Minute // between two questions about one item
+	confirmInFlight = 8           // questions at the same time
+)
+
+// tracker turns accepted items into delivered ones or dead letters. Storing them is off the lanes' way: a lane goes on at once,
+// and the item counts as settled when it is stored.
+type tracker struct {
+	worker    *Worker
+	confirmer Confirmer
+	store     Tracks
+	limiter   *rate.Limiter
+
+	mu       sync.Mutex
+	accepted []accepted // to be stored
+	decided  []string   // to be forgotten
+	due      dueQueue
+	open     int // accepted and not decided
+	closed   bool
+	work     chan struct{} // size 1: for keep
+	ask      chan struct{} // size 1: for confirm
+	room     chan struct{} // size 1: for accept
+	end      chan struct{} // closed with closed
+
+	// recalled are the newest accepted positions by mapping and key, as the store had them at the start: what a restart brings
+	// again up to there is with the vendor already. Read-only after load.
+	recalled map[string]cdc.Position
+}
+
+type accepted struct {
+	item   Tracked
+	blocks []*block
+	letter *openLetter
+	hash   uint64
+	booked bool
+}
+
+func newTracker(w *Worker, confirmer Confirmer, store Tracks) *tracker {
+	return &tracker{
+		worker: w, confirmer: confirmer, store: store,
+		limiter: rate.NewLimiter(rate.Limit(w.cfg.ConfirmRate), max(1, int(w.cfg.ConfirmRate))),
+		work:    make(chan struct{}, 1), ask: make(chan struct{}, 1), room: make(chan struct{}, 1), end: make(chan struct{}),
+		recalled: make(map[string]cdc.Position),
+	}
+}
+
+func (t *tracker) load(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.due, t.open = nil, 0
+	for item, err := range t.store.Tracked(ctx) {
+		if err != nil {
+			return err
+		}
+		key := letterKey(item.Letter.Mapping, item.Letter.Key)
+		if before, ok := t.recalled[key]; !ok || before.Compare(item.Letter.Position) < 0 {
+			t.recalled[key] = item.Letter.Position
+		}
+		t.due = append(t.due, &confirmation{id: item.Letter.ItemID, tracking: item.Tracking, acceptedAt: item.AcceptedAt})
+		t.open++
+	}
+	heap.Init(&t.due)
+	return nil
+}
+
+// has says whether a change was accepted before the last restart.
+func (t *tracker) has(m *renderer, key []byte, pos cdc.Position) bool {
+	if len(t.recalled) == 0 {
+		return false
+	}
+	newest, ok := t.recalled[letterKey(m.name, string(key))]
+	return ok && pos.Compare(newest) <= 0
+}
+
+// accept takes over an item that the vendor has accepted. While too many are undecided it waits.
+func (t *tracker) accept(ctx context.Context, b *batch, i int32, tracking string) error {
+	if err := t.waitForRoom(ctx); err != nil {
+		return err
+	}
+	it := &b.items[i]
+	a := accepted{
+		item:   Tracked{Tracking: tracking, AcceptedAt: time.Now(), Letter: t.worker.letterOf(b, it)},
+		blocks: b.holders(it), letter: it.block.letter, hash: it.hash, booked: it.booked,
+	}
+	t.worker.memory.batch(1)
+	t.mu.Lock()
+	t.accepted = append(t.accepted, a)
+	t.open++
+	t.mu.Unlock()
+	poke(t.work)
+	return nil
+}
+
+func (t *tracker) waitForRoom(ctx context.Context) error {
+	for {
+		t.mu.Lock()
+		open := t.open
+		t.mu.Unlock()
+		if open < maxTracked {
+			return nil
+		}
+		select {
+		case <-t.room:
+		case <-t.worker.draining.Done(): // what is accepted has to be stored, however many there are
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// close is called when no lane will accept any more: what is accepted is stored, and no more questions are asked.
+func (t *tracker) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	close(t.end)
+}
+
+func (t *tracker) run(ctx context.Context) error {
+	work := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
+	work.Go(t.keep)
+	for range confirmInFlight {
+		work.Go(t.confirm)
+	}
+	return work.Wait()
+}
+
+// keep stores what is accepted and forgets what is decided, all that there is at once.
+func (t *tracker) keep(ctx context.Context) error {
+	for {
+		t.mu.Lock()
+		accepted, decided, closed := t.accepted, t.decided, t.closed
+		t.accepted, t.decided = nil, nil
+		t.mu.Unlock()
+		if err := t.storeAccepted(ctx, accepted); err != nil {
+			return err
+		}
+		if err := t.storeDecided(ctx, decided); err != nil {
+			return err
+		}
+		if len(accepted)+len(decided) > 0 {
+			continue
+		}
+		if closed {
+			return nil
+		}
+		select {
+		case <-t.work:
+		case <-t.end:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (t *tracker) storeAccepted(ctx context.Context, list []accepted) error {
+	if len(list) == 0 {
+		return nil
+	}
+	items := make([]Tracked, len(list))
+	for i := range list {
+		items[i] = list[i].item
+	}
+	err := t.worker.insist(ctx, trouble{name: "tracking", what: "store accepted items"}, func(ctx context.Context) error {
+		return t.store.Track(ctx, items)
+	})
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		if err := t.tracked(ctx, &list[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tracked settles an accepted item, and plans the first question about it.
+func (t *tracker) tracked(ctx context.Context, a *accepted) error {
+	w := t.worker
+	if a.letter != nil {
+		if err := w.letters.resolve(ctx, []string{a.letter.id}, LetterDelivered); err != nil {
+			return err
+		}
+	}
+	if a.booked {
+		w.keys.done(a.hash)
+	}
+	for _, b := range a.blocks {
+		b.settle(1)
+	}
+	w.memory.batch(-1)
+	t.plan(&confirmation{id: a.item.Letter.ItemID, tracking: a.item.Tracking, acceptedAt: a.item.AcceptedAt}, firstConfirm)
+	return nil
+}
+
+func (t *tracker) storeDecided(ctx context.Context, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	err := t.worker.insist(ctx, trouble{name: "tracking", what: "forget decided items"}, func(ctx context.Context) error {
+		return t.store.Untrack(ctx, ids)
+	})
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.open -= len(ids)
+	t.mu.Unlock()
+	poke(t.room)
+	return nil
+}
+
+func (t *tracker) plan(c *confirmation, wait time.Duration) {
+	c.at = time.Now().Add(wait)
+	t.mu.Lock()
+	heap.Push(&t.due, c)
+	t.mu.Unlock()
+	poke(t.ask)
+}
+
+// confirm asks about one item after the other.
+func (t *tracker) confirm(ctx context.Context) error {
+	for {
+		c, err := t.next(ctx)
+		if c == nil || err != nil {
+			return err
+		}
+		if err := t.decide(ctx, c); err != nil {
+			return err
+		}
+	}
+}
+
+// next waits for the next item to ask about; nil at the end.
+func (t *tracker) next(ctx context.Context) (*confirmation, error) {
+	for {
+		wait := turn
+		t.mu.Lock()
+		if t.closed {
+			t.mu.Unlock()
+			return nil, nil
+		}
+		if len(t.due) > 0 {
+			if wait = time.Until(t.due[0].at); wait <= 0 {
+				c := heap.Pop(&t.due).(*confirmation)
+				t.mu.Unlock()
+				poke(t.ask) // another may be due for another goroutine
+				return c, nil
+			}
+		}
+		t.mu.Unlock()
+		if err := t.idle(ctx, wait); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (t *tracker) idle(ctx context.Context, wait time.Duration) error {
+	var due <-chan time.Time
+	if wait != turn {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		due = timer.C
+	}
+	select {
+	case <-due:
+	case <-t.ask:
+	case <-t.end:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// decide asks about one item and acts on the answer.
+func (t *tracker) decide(ctx context.Context, c *confirmation) error {
+	outcome, err := t.question(ctx, c)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	c.asked++
+	undecided := t.heard(err)
+	switch {
+	case undecided: // no answer: it does not count against the item
+	case err == nil && outcome.Status == sinks.Delivered:
+		t.done(c)
+		return nil
+	case err == nil && outcome.Status == sinks.Rejected:
+		return t.reject(ctx, c, outcome)
+	case time.Since(c.acceptedAt) > t.worker.cfg.ConfirmTimeout:
+		reason := "not confirmed within " + t.worker.cfg.ConfirmTimeout.String() + " of its acceptance"
+		return t.reject(ctx, c, sinks.Outcome{Reason: reason})
+	}
+	wait := Backoff{Min: firstConfirm, Max: longestConfirm}.delay(c.asked)
+	t.plan(c, max(wait, outcome.After))
+	return nil
+}
+
+func (t *tracker) question(ctx context.Context, c *confirmation) (sinks.Outcome, error) {
+	if err := t.limiter.Wait(ctx); err != nil {
+		return sinks.Outcome{}, err
+	}
+	if t.worker.limiter != nil {
+		if err := t.worker.limiter.Wait(ctx); err != nil {
+			return sinks.Outcome{}, err
+		}
+	}
+	return t.confirmer.Confirm(ctx, c.tracking)
+}
+
+// heard shows in the sink's state whether confirmations are to be had. It says whether err leaves the item undecided for a
+// reason that is not the item's.
+func (t *tracker) heard(err error) (undecided bool) {
+	trouble := trouble{name: "confirm", what: "confirm accepted items"}
+	if err != nil {
+		failed := asRequestError(err)
+		switch failed.Class {
+		case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized:
+			trouble.blocks = failed.Class == sinks.ClassUnauthorized
+			trouble.reason = trouble.what + ": " + failed.Error()
+			trouble.next = time.Now().Add(firstConfirm)
+			undecided = true
+		case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected: // about this item: asked again until its time is over
+		}
+	}
+	t.worker.gate.troubled(trouble)
+	return undecided
+}
+
+func (t *tracker) done(c *confirmation) {
+	t.mu.Lock()
+	t.decided = append(t.decided, c.id)
+	t.mu.Unlock()
+	poke(t.work)
+}
+
+func (t *tracker) reject(ctx context.Context, c *confirmation, o sinks.Outcome) error {
+	var item Tracked
+	var known bool
+	err := t.worker.insist(ctx, trouble{name: "tracking", what: "load an accepted item"}, func(ctx context.Context) (err error) {
+		item, known, err = t.store.Load(ctx, c.id)
+		return err
+	})
+	if err != nil || !known {
+		return err
+	}
+	letter := item.Letter
+	letter.Reason, letter.Code, letter.Trace, letter.At = o.Reason, o.Code, o.Trace, time.Now()
+	if err := t.worker.letters.park(ctx, []Letter{letter}); err != nil {
+		return err
+	}
+	t.worker.metrics.confirmFailures.Inc()
+	t.done(c)
+	return nil
+}
+
+// waiting counts the items that are accepted and not decided.
+func (t *tracker) waiting() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.open
+}
+
+func poke(signal chan<- struct{}) {
+	select {
+	case signal <- struct{}{}:
+	default:
+	}
+}
+
+// confirmation is an item to ask about.
+type confirmation struct {
+	id, tracking string
+	acceptedAt   time.Time
+	at           time.Time // of the next question
+	asked        int
+}
+
+// dueQueue is a heap of confirmations by time.
+type dueQueue []*confirmation
+
+func (q dueQueue) Len() int           { return len(q) }
+func (q dueQueue) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
+func (q dueQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *dueQueue) Push(x any)        { *q = append(*q, x.(*confirmation)) }
+
+// Pop implements heap.Interface.
+func (q *dueQueue) Pop() any {
+	last := len(*q) - 1
+	c := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return c
+}
