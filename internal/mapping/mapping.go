@@ -123,7 +123,7 @@ func (e *RejectError) Error() string {
 
 // Rows is what a lookup found for one key. Columns leaves out the key, which is the first column of the result.
 type Rows struct {
-	Columns []cdc.Column // names and types; the names are the fields of the objects
+	Columns []cdc.Field // the names are the fields of the objects
 	Rows    [][]cdc.Value
 }
 

@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -38,7 +39,7 @@ type Plan struct {
 
 // lookup is what is known of a lookup's result from its first rendering on.
 type lookup struct {
-	columns []cdc.Column
+	columns []cdc.Field
 	codecs  []*codec
 }
 
@@ -73,6 +74,8 @@ func (p *Plan) Missing(dst []int, ch *cdc.Change) []int {
 	return dst
 }
 
+var errNoRow = errors.New("the part has no row to render")
+
 // row is the row that a part is rendered from.
 func (p *Plan) row(ch *cdc.Change, op cdc.Op, old bool, env *Env) row {
 	r := row{change: ch, op: op, now: ch.New, env: env}
@@ -85,11 +88,11 @@ func (p *Plan) row(ch *cdc.Change, op cdc.Op, old bool, env *Env) row {
 }
 
 // Append renders one part of what Route gave for the change: the JSON value of the item is appended to dst. On error dst is
-// returned as it was. The error is always a *RejectError.
+// returned as it was. The error is a *RejectError, or says that the change is not of the plan's relation.
 func (p *Plan) Append(dst []byte, ch *cdc.Change, part *Part, env *Env) ([]byte, error) {
 	r := p.row(ch, part.Op, part.Old, env)
-	if len(r.now) != len(p.relation.Columns) {
-		return dst, p.rejected("", &RejectError{Reason: fmt.Sprintf("the row has %d columns, its table %d", len(r.now), len(p.relation.Columns))})
+	if err := p.matches(ch); err != nil || len(r.now) == 0 {
+		return dst, cmp.Or(err, errNoRow)
 	}
 	prog := p.item
 	if part.Op == cdc.OpDelete && p.withdraw != nil {
@@ -275,7 +278,7 @@ func (p *Plan) appendLookup(dst []byte, s *step, r *row) ([]byte, *RejectError) 
 }
 
 // lookupCodecs keeps the codecs of a lookup's columns from one batch to the next.
-func (p *Plan) lookupCodecs(i int, columns []cdc.Column) []*codec {
+func (p *Plan) lookupCodecs(i int, columns []cdc.Field) []*codec {
 	if known := p.codecs[i]; known != nil && slices.Equal(known.columns, columns) {
 		return known.codecs
 	}
@@ -286,7 +289,7 @@ func (p *Plan) lookupCodecs(i int, columns []cdc.Column) []*codec {
 	return p.codecs[i].codecs
 }
 
-func newCodecs(columns []cdc.Column, times shape.Times) []*codec {
+func newCodecs(columns []cdc.Field, times shape.Times) []*codec {
 	codecs := make([]*codec, len(columns))
 	for i := range columns {
 		codecs[i] = newCodec(columns[i].Type, times)

@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
@@ -12,8 +13,13 @@ import (
 //   - An update that changes the table's key gives two: a delete of the old record and an insert of the new.
 //   - A part whose operation is not mapped, or whose row the filter leaves out, is not there.
 //   - A TRUNCATE and a row that is too large give one part with Reject.
-func (p *Plan) Route(dst *Route, ch *cdc.Change) {
+//
+// Its error says that the change is not of the plan's relation.
+func (p *Plan) Route(dst *Route, ch *cdc.Change) error {
 	dst.Parts, dst.buf, dst.keys = dst.Parts[:0], dst.buf[:0], dst.keys[:0]
+	if err := p.matches(ch); err != nil {
+		return err
+	}
 	t := p.template
 	switch {
 	case ch.Oversized != nil:
@@ -22,8 +28,6 @@ func (p *Plan) Route(dst *Route, ch *cdc.Change) {
 		}
 	case ch.Op == cdc.OpTruncate:
 		p.reject(dst, ch.Op, &RejectError{Reason: "the table was truncated, which no vendor can be told", Solution: "delete the records at the vendor, or send the table again with a backfill"})
-	case len(ch.New) == 0 && len(ch.Old) == 0:
-		p.reject(dst, ch.Op, &RejectError{Reason: "Postgres sent no row", Solution: replicaIdentityFull(p.relation)})
 	case ch.Op == cdc.OpDelete:
 		p.part(dst, ch, Part{Op: cdc.OpDelete, Old: true})
 	case ch.Op == cdc.OpUpdate && p.splits(ch):
@@ -34,6 +38,17 @@ func (p *Plan) Route(dst *Route, ch *cdc.Change) {
 	default:
 		p.part(dst, ch, Part{Op: ch.Op})
 	}
+	return nil
+}
+
+// matches says whether the change's tuples have the relation's columns.
+func (p *Plan) matches(ch *cdc.Change) error {
+	for _, tuple := range [][]cdc.Value{ch.Old, ch.New} {
+		if len(tuple) > 0 && len(tuple) != len(p.relation.Columns) {
+			return fmt.Errorf("a row of %d columns for a plan of %s with %d", len(tuple), p.relation, len(p.relation.Columns))
+		}
+	}
+	return nil
 }
 
 func (p *Plan) reject(dst *Route, op cdc.Op, e *RejectError) {
@@ -69,8 +84,10 @@ func (p *Plan) part(dst *Route, ch *cdc.Change, part Part) {
 	}
 	r := p.row(ch, part.Op, part.Old, nil)
 	p.machine.next()
-	if len(r.now) != len(p.relation.Columns) {
-		p.reject(dst, part.Op, &RejectError{Reason: "the row and its table differ in columns"})
+	if len(r.now) == 0 {
+		part.Key = p.scope
+		part.Reject = p.rejected("", &RejectError{Reason: "Postgres sent no old row", Solution: replicaIdentityFull(p.relation)})
+		dst.Parts = append(dst.Parts, part)
 		return
 	}
 	pass, reject := p.passes(&r)
@@ -206,7 +223,7 @@ func (p *Plan) keyValue(dst *Route, o *operand, r *row) *RejectError {
 
 // AppendID appends the ID of an item: the same for the same change, mapping and part, for ever.
 func (p *Plan) AppendID(dst []byte, ch *cdc.Change, part *Part) []byte {
-	dst = append(dst, ch.Position.String()...)
+	dst = ch.Position.Append(dst)
 	dst = append(dst, '/')
 	dst = append(dst, p.template.Source.Name...)
 	return append(dst, part.Suffix...)
