@@ -124,7 +124,7 @@ func (c *checker) mapping(m *Mapping) {
 	case m.Refresh != nil:
 		c.refresh(m)
 	case m.Item.Kind == 0 && !c.written(m, "refresh"):
-		c.wrong(m.File, m.Path, "missing item", "what is sent, in the vendor's own field names; or refresh")
+		c.wrong(m.File, m.Path+".item", "missing", "what is sent, in the vendor's own field names; or refresh")
 	}
 	c.parents(m)
 }

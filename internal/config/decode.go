@@ -134,7 +134,7 @@ func (d *decoder) missing(n *yaml.Node, path string, k key) {
 		d.problem(at, join(path, k.name), "is empty: its variables have no value", hint)
 		return
 	}
-	d.problem(n, path, "missing "+k.name, hint)
+	d.problem(n, join(path, k.name), "missing", hint)
 }
 
 // selective is a section whose keys depend on its type.

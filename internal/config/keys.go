@@ -170,7 +170,7 @@ func (d *decoder) sink(n *yaml.Node, path string, s *Sink) section {
 	if n.Kind != yaml.MappingNode && !isNull(n) {
 		return typedSink{s} // which says that it must be a mapping
 	}
-	d.problem(n, path, "missing type", "one of "+strings.Join(typeNames(SinkTypes()), ", "))
+	d.problem(n, join(path, "type"), "missing", "one of "+strings.Join(typeNames(SinkTypes()), ", "))
 	return nil
 }
 
