@@ -151,3 +151,29 @@ func TestNothingUnfinishedOrLocal(t *testing.T) {
 		}
 	}
 }
+
+var metricName = regexp.MustCompile(`cdcsync_([a-z]+)_([a-z_]+)`)
+
+// The metrics that the documents name are those that the packages have.
+func TestDocumentedMetricsExist(t *testing.T) {
+	sources := make(map[string]string) // by package
+	for _, path := range files(t, func(path string) bool { return filepath.Ext(path) == ".go" && !strings.HasSuffix(path, "_test.go") }) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sources[filepath.Base(filepath.Dir(path))] += string(text)
+	}
+	for _, path := range files(t, func(path string) bool { return filepath.Ext(path) == ".md" }) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, match := range metricName.FindAllStringSubmatch(string(text), -1) {
+			source, isPackage := sources[match[1]]
+			if isPackage && !strings.Contains(source, `"`+match[2]+`"`) && !strings.Contains(source, `"`+match[0]+`"`) {
+				t.Errorf("%s: internal/%s has no metric %s", path, match[1], match[0])
+			}
+		}
+	}
+}
