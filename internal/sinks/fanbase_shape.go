@@ -103,10 +103,10 @@ func membershipShape() *shape.Node {
 		{Name: "planoCode", Doc: "The plan's code in this system.", Node: words()},
 		{Name: "complemento", Doc: "Further information.", Node: words()},
 		{Name: "parcelas", Doc: "Instalments paid.", Node: number()},
-		{Name: "validade", Doc: "Until when it is valid.", Node: dateTime()}, //nolint:misspell // the vendor's word
+		{Name: "validade", Doc: "Until when it is valid.", Node: dateTime()},
 		{Name: "origem", Doc: "Sales channel.", Node: words()},
 		{Name: "ativacao", Doc: "From when it is valid.", Node: dateTime()},
-		{Name: "tipoVigencia", Doc: "Anual or Mensal.", Node: words()}, //nolint:misspell // the vendor's word
+		{Name: "tipoVigencia", Doc: "Anual or Mensal.", Node: words()},
 		{Name: "formaPagamento", Doc: "Mode of payment.", Node: words()},
 		{Name: "guests", Doc: "Dependants and guests.", Node: list(guestShape())},
 		{Name: "attributes", Doc: "Attributes of the membership.", Node: list(attributeShape())},

@@ -37,7 +37,7 @@ type caller struct {
 type authorizer interface {
 	// authorize sets the header and returns the credential in it. Its error is a *RequestError or ctx's.
 	authorize(ctx context.Context, header http.Header) (credential string, err error)
-	// refused is told that the vendor answered 401 to the credential, and says whether another one can be had.
+	// refused is told that the vendor did not take the credential, and says whether another one can be had.
 	refused(credential string) bool
 	// redact takes the credentials out of a text.
 	redact(text string) string
@@ -146,6 +146,9 @@ func (c *caller) do(ctx context.Context, method, path string, header http.Header
 			return nil, err
 		case got.status == http.StatusUnauthorized && !renewed && c.auth.refused(credential):
 			continue
+		case got.status == http.StatusForbidden:
+			c.auth.refused(credential) // a permission granted by the next attempt is in a new token only
+			return got, c.failure(got, credential)
 		case !got.ok():
 			return got, c.failure(got, credential)
 		case got.cut != nil:
@@ -290,6 +293,11 @@ func (a apiKey) authorize(_ context.Context, header http.Header) (string, error)
 func (a apiKey) refused(string) bool { return false }
 
 func (a apiKey) redact(text string) string { return redact(text, a.key.Reveal()) }
+
+// fitsHeader is false for a credential with a line's end or the like in it, with which no request can be made.
+func fitsHeader(credential string) bool {
+	return !strings.ContainsFunc(credential, func(r rune) bool { return r < ' ' || r == 0x7f })
+}
 
 // redact replaces each secret, as it is and as a URL's query holds it.
 func redact(text string, secrets ...string) string {

@@ -129,7 +129,7 @@ const (
 type Outcome struct {
 	Status   Status
 	After    time.Duration // Retry: not before so long from now; 0 leaves it to the caller
-	Reason   string        // Retry and Rejected: the vendor's words, bounded
+	Reason   string        // Retry and Rejected: the vendor's words, bounded; they may quote the row, see Masked
 	Code     string        // the vendor's code, where there is one
 	Trace    string        // the vendor's id for the call (Fanatics rc), where there is one
 	Tracking string        // Accepted: what Confirm takes

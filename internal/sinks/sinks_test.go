@@ -13,11 +13,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/secret"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestNewRefuses(t *testing.T) {
 	tokens := sinks.NewTokens("1", nil, nil)
@@ -33,6 +36,7 @@ func TestNewRefuses(t *testing.T) {
 		{sinks.Config{Type: sinks.TypeStopChurn, URL: "https://"}, nil, "sink crm: url: names no host"},
 		{sinks.Config{Type: sinks.TypeStopChurn, URL: "https://u:planted@x"}, nil, "sink crm: url: must not hold a user or password"},
 		{sinks.Config{Type: sinks.TypeStopChurn, URL: "https://planted:planted"}, nil, "sink crm: url: is not a URL"},
+		{sinks.Config{Type: sinks.TypeStopChurn, URL: good, APIKey: secret.New("planted\n")}, nil, "sink crm: api_key: holds a control character, such as the end of a line"},
 		{sinks.Config{Type: sinks.TypeFanatics, URL: good, Auth: sinks.Auth{URL: good}}, nil, "sink crm: no token registry"},
 		{sinks.Config{Type: sinks.TypeFanbaseBatch, URL: good}, tokens, "sink crm: auth.url: must begin with https:// or http://"},
 		{sinks.Config{Type: sinks.TypeFanbaseQueue, Auth: sinks.Auth{URL: good}}, tokens, "sink crm: url: must begin with https:// or http://"},
@@ -62,22 +66,30 @@ func TestBasePath(t *testing.T) {
 
 // When Deliver has returned, its items belong to the caller again, even while the transport would go on sending them.
 func TestBodiesAreReleased(t *testing.T) {
-	const size = 8 << 20
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusRequestEntityTooLarge)
-		w.(http.Flusher).Flush()
-	}))
-	defer server.Close()
-	k := kinds[sinks.TypeStopChurn]
-	k.cfg.URL = server.URL
-	sink := k.openWith(t, sinks.TypeStopChurn, sinks.Deps{})
-	defer sink.Close()
-	item := sinks.Item{Op: cdc.OpInsert, Body: bytes.Repeat([]byte("1"), size)}
-	for range 20 {
-		_, _ = sink.Deliver(t.Context(), []sinks.Item{item, item}, "key")
-		for i := 0; i < size; i += 512 {
-			item.Body[i] = '2' // the race detector sees who else is reading
-		}
+	const size = 4 << 20
+	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if (r.ProtoMajor == 2) != http2 {
+					t.Errorf("speaks %s", r.Proto)
+				}
+				w.WriteHeader(http.StatusRequestEntityTooLarge)
+				w.(http.Flusher).Flush()
+			}))
+			server.EnableHTTP2 = http2
+			server.StartTLS()
+			defer server.Close()
+			k := kinds[sinks.TypeStopChurn]
+			k.cfg.URL = server.URL
+			sink := k.openWith(t, sinks.TypeStopChurn, sinks.Deps{Transport: server.Client().Transport})
+			item := sinks.Item{Op: cdc.OpInsert, Body: bytes.Repeat([]byte("1"), size)}
+			for range 10 {
+				_, _ = sink.Deliver(t.Context(), []sinks.Item{item, item}, "key")
+				for i := 0; i < size; i += 512 {
+					item.Body[i] = '2' // the race detector sees who else is reading
+				}
+			}
+		})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/shape"
@@ -17,6 +18,9 @@ const stopChurnPath = "/client-data/update"
 type StopChurn struct{ *caller }
 
 func newStopChurn(cfg Config, deps Deps) (Sink, error) {
+	if !fitsHeader(cfg.APIKey.Reveal()) {
+		return nil, fmt.Errorf("sink %s: api_key: holds a control character, such as the end of a line", cfg.Name)
+	}
 	c, err := newCaller(cfg, deps, apiKey{cfg.APIKey})
 	if err != nil {
 		return nil, err

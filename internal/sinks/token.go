@@ -235,7 +235,7 @@ func (s *tokenSource) parse(got *answer) (token, error) {
 		ExpiresIn   text   `json:"expires_in"`
 		Scope       *text  `json:"scope"`
 	}
-	if json.Unmarshal(got.body, &reply) != nil || reply.AccessToken == "" || strings.ContainsAny(reply.AccessToken, "\r\n") {
+	if json.Unmarshal(got.body, &reply) != nil || reply.AccessToken == "" || !fitsHeader(reply.AccessToken) {
 		return token{}, &RequestError{Class: ClassTransient, Status: got.status, Reason: "token service: the answer holds no access_token"}
 	}
 	life := unknown

@@ -227,6 +227,30 @@ func TestTokenRenewalFails(t *testing.T) {
 	})
 }
 
+// A permission that is granted while the sink is blocked comes with a new token.
+func TestTokenAfterForbidden(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := kinds[sinks.TypeFanatics]
+		v := newVendor(t)
+		v.answer = func(w http.ResponseWriter, r *http.Request, n int) {
+			if r.Header.Get("Authorization") == "Bearer "+plantedToken+"1" {
+				say(403, `{"errors":[{"code":"scope","message":"forbidden"}]}`)(w, r, n)
+				return
+			}
+			say(201, k.ok([]int{1}))(w, r, n)
+		}
+		sink := k.open(t, sinks.TypeFanatics, v)
+		_, err := sink.Deliver(t.Context(), k.items(1), "key")
+		checkError(t, err, want{sinks.ClassUnauthorized, 403, 0, "forbidden"})
+		if _, err := sink.Deliver(t.Context(), k.items(1), "key"); err != nil {
+			t.Error(err)
+		}
+		if requests, grants := v.counts(); requests != 2 || grants != 2 {
+			t.Errorf("%d requests and %d tokens", requests, grants)
+		}
+	})
+}
+
 // Clients do not share a token with one another.
 func TestTokenPerClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
