@@ -49,6 +49,19 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// What a newcomer copies compiles, templates and all.
+func TestExampleCompiles(t *testing.T) {
+	a := &app{configPath: "../../config.example.yaml", lookupEnv: func(name string) (string, bool) {
+		if name == "DATABASE_URL" {
+			return "postgres://app@localhost/app", true
+		}
+		return "https://" + name + ".example.com", true
+	}}
+	if _, templates, err := a.compiled(); err != nil || len(templates) == 0 {
+		t.Errorf("%d templates, %v", len(templates), err)
+	}
+}
+
 // The defaults of the configuration and those that the sinks state are the same, and so are the types.
 func TestSinkDefaults(t *testing.T) {
 	var types []string

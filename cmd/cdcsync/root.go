@@ -24,7 +24,7 @@ const (
 // run is the whole program: it executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, lookupEnv: os.LookupEnv}
-	root := newRootCommand(a)
+	root := newRootCommand(a) //nolint:contextcheck // cobra hands each command its context
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

@@ -52,7 +52,7 @@ func (s *Source) keys() []key {
 		}, &s.URL, postgresURL),
 		withFile(key{
 			name: "query_url", derived: "`url`",
-			doc: "Where lookups, read-backs and backfill chunks are asked, such as a replica. It may lag: what it returns is used only once it has seen the change that asks.",
+			doc: "Where lookups and read-backs are asked, such as a replica. It may lag: what it returns is used only once it has seen the change that asks.",
 		}, &s.QueryURL, postgresURL),
 		[]key{
 			{
@@ -388,7 +388,7 @@ func (m *Mapping) keys() []key {
 		},
 		{name: "sink", value: text(&m.Sink), required: true, doc: "The name of a sink."},
 		{
-			name: "on", value: list[cdc.Op]{&m.On, operation}, derived: "the sink type's: all three, but for the Fanbase types no `delete`",
+			name: "on", value: list[cdc.Op]{&m.On, operation}, derived: "the sink type's: all three, but for the Fanbase types no `delete`; with `refresh` all three",
 			doc: "Which operations are sent: `insert`, `update`, `delete`.",
 		},
 		{
