@@ -16,11 +16,11 @@ import (
 
 // Tracked is an item that a vendor has accepted and not confirmed yet.
 type Tracked struct {
-	Sink     string    `json:"sink"`
-	ItemID   string    `json:"item_id"` // with Sink, what it is known by: one item is tracked once
-	ID       string    `json:"id"`      // the vendor's, by which it is asked for
-	Deadline time.Time `json:"deadline"`
-	Letter   Letter    `json:"letter"` // becomes the dead letter should the vendor reject the item after all
+	Sink       string    `json:"sink"`
+	ItemID     string    `json:"item_id"` // with Sink, what it is known by: one item is tracked once
+	ID         string    `json:"id"`      // the vendor's, by which it is asked for
+	AcceptedAt time.Time `json:"accepted_at"`
+	Letter     Letter    `json:"letter"` // becomes the dead letter should the vendor reject the item after all
 }
 
 // trackLog is a log of what was tracked and untracked: many of them are one message, and so one write to disk. What is

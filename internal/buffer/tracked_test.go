@@ -12,7 +12,7 @@ import (
 func trackedItem(n int) Tracked {
 	return Tracked{
 		Sink: "fans", ItemID: fmt.Sprintf("item-%d", n), ID: fmt.Sprintf("vendor-%d", n),
-		Deadline: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Letter: letter("fans", n),
+		AcceptedAt: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Letter: letter("fans", n),
 	}
 }
 
@@ -22,7 +22,7 @@ func trackedItems(t testing.TB, b *Buffer, sink string) (ids string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if item.Letter.Mapping != "users" || item.Deadline.IsZero() {
+		if item.Letter.Mapping != "users" || item.AcceptedAt.IsZero() {
 			t.Errorf("item %+v", item)
 		}
 		ids += item.ID + " "
