@@ -110,68 +110,73 @@ func edit(t *testing.T, file, old, replacement string) []byte {
 	return nil
 }
 
-func TestShapesRefuse(t *testing.T) {
-	const (
-		churn   = "stopchurn_update.json"
-		queue   = "fanbase_queue_update_fandata.json"
-		simple  = "fanbase_batch_simple.json"
-		plan    = "fanbase_batch_plan_and_account.json"
-		account = "fanatics_accounts.json"
-	)
-	for _, test := range []struct{ file, old, replacement, want string }{
-		{churn, `"brandId":1,`, ``, "brandId: is missing"},
-		{churn, `"brandId":1`, `"brandId":"1"`, "brandId: must be a number"},
-		{churn, `"id":"1"`, `"id":7`, ""},
-		{churn, `"id":"1"`, `"id":true`, "data.id: must be a string or a number"},
-		{churn, `"id":"1",`, ``, "data.id: is missing"},
-		{churn, `"updatedAt":1694357675000`, `"updatedAt":"2023-09-10"`, "updatedAt: must be a number"},
-		{churn, `"brandId":1`, `"brandID":1,"brandId":1`, "brandID: is not a field that the vendor knows"},
-		{queue, `"cpf":"12345678900"`, `"cpf":null`, ""},
-		{queue, `"cpf":"12345678900",`, ``, ""},
-		{queue, `"internal_feng_id"`, `""`, "id: is blank"},
-		{queue, `"internal_feng_id"`, `7`, "id: must be a string"},
-		{simple, `"identity":0`, `"identity":1`, "data.identity: must be one of 0"},
-		{simple, `"name1":"João da Silva"`, `"name1":null`, "data.name1: is null"},
-		{simple, `"gender":"M"`, `"gender":null`, ""},
-		{simple, `"gender":"M"`, `"gender":"X"`, `data.gender: must be one of "M", "F", "O"`},
-		{simple, `"birthday":15`, `"birthday":0`, "data.birthday: is less than 1"},
-		{simple, `"birthday":15,"birthMonth":8`, `"birthday":31,"birthMonth":2`, "data: has a birthday that its month does not have"},
-		{simple, `"birthday":15,"birthMonth":8,"birthYear":1990`, `"birthday":29,"birthMonth":2,"birthYear":1900`, "data: has a birthday that its month does not have"},
-		{simple, `"birthday":15,"birthMonth":8,"birthYear":1990`, `"birthday":29,"birthMonth":2,"birthYear":2000`, ""},
-		{simple, `"birthYear":1990`, `"birthYear":90`, "data.birthYear: is less than 1000"},
-		{simple, `"nationalityIso3":"BRA"`, `"nationalityIso3":"BR"`, "data.nationalityIso3: must be a country in three capitals, such as BRA"},
-		{simple, `"nationalityIso3":"BRA"`, `"nationalityIso3":null`, "data.nationalityIso3: is null"},
-		{simple, `"numberType":1,`, `"numberType":2,`, "numbers[0].numberType: must be one of 1, 3, 4"},
-		{simple, `"number":"12345678900"`, `"number":"123.456.789-00"`, "numbers[0]: must be 11 digits as a CPF; use =digits(column)"},
-		{simple, `"number":"12345678900"`, `"number":"2345678900"`, "numbers[0]: must be 11 digits as a CPF; use =digits(column)"},
-		{simple, `"numberType":1,"number":"12345678900"`, `"numberType":3,"number":"+5511999998888"`, ""},
-		{simple, `"numberType":1,"number":"12345678900"`, `"numberType":3,"number":"(11) 99999-8888"`, "numbers[0]: must be digits as a phone; use =digits(column)"},
-		{simple, `"number":"joao@exemplo.com"`, `"number":"joao"`, "numbers[1]: is no e-mail"},
-		{simple, `,{"numberType":4,"number":"joao@exemplo.com","verified":1}`, ``, ""},
-		{simple, `{"numberType":1,"number":"12345678900","verified":1},{"numberType":4,"number":"joao@exemplo.com","verified":1}`, ``, "numbers: must have at least 1 elements"},
-		{simple, `{"numberType":1,"number":"12345678900","verified":1},{"numberType":4,"number":"joao@exemplo.com","verified":1}`, `{"numberType":3,"number":"5511"}`, "numbers: must hold a CPF (numberType 1) or an e-mail (numberType 4)"},
-		{simple, `"verified":1`, `"verified":true`, "numbers[0].verified: must be a number"},
-		{simple, `"addressType":1`, `"addressType":3`, "addresses.addressType: must be one of 1, 2"},
-		{simple, `"state":"SP"`, `"state":"São"`, "addresses.state: is longer than 2 characters"},
-		{simple, `"state":"SP"`, `"state":"S"`, "addresses.state: must be a state in two letters, such as SP"},
-		{simple, `"number":123,`, `"number":"12A",`, "addresses.number: must be a number"},
-		{simple, `"value":"SOC-123456"`, `"value":1`, "sysValues[0].value: must be a string"},
-		{simple, `"sysValues":[`, `"sysValue":[],"sysValues":[`, "sysValue: is not a field that the vendor knows"},
-		{plan, `"pwd":"senha123"`, `"pwd":"senha123","pwdhash":"x"`, "holds pwd and pwdhash, of which only one is allowed"},
-		{plan, `"pwd":"senha123"`, `"pwdhash":"x"`, ""},
-		{plan, `"codigoCliente":"98765432100",`, ``, "memberships[0].codigoCliente: is missing"},
-		{plan, `"data":"2025-01-15T10:00:00.000Z"`, `"data":"2025-01-15"`, "memberships[0].data: is no ISO 8601 date and time with a zone"},
-		{plan, `"parcelas":12`, `"guests":[{"gender":null,"birthday":31,"birthMonth":4}]`, "memberships[0].guests[0]: has a birthday that its month does not have"},
-		{plan, `"parcelas":12`, `"guests":[{"cpf":"1"}],"attributes":[{"type":"Card","value":"7","note":"n"}]`, ""},
-		{plan, `"parcelas":12`, `"attributes":[{"type":"Card"}]`, "memberships[0].attributes[0].value: is missing"},
-		{plan, `"optinCode":"NEWSLETTER",`, ``, "optins[0].optinCode: is missing"},
-		{plan, `"pwd":"senha123"`, `"attributes":[{"key":"a"}]`, "attributes[0].value: is missing"},
-		{plan, `"pwd":"senha123"`, `"transactions":[{"date":"2025-09-20T18:41:31.219Z","type":1,"productType":2,"productDesc":"d","productExternalCode":"c","qty":1,"value":9.90,"channel":"c","externalCode":"e","paymentMode":"Pix"}]`, ""},
-		{account, `aaaaaaaa-`, `aaaaaaa-`, "account_tenant_fanid: is no UUID"},
-		{account, `"12345678-1234-1234-dddd-eeeeeeeeeeee":true`, ``, "invite_approval_map: is empty"},
-		{account, `"12345678-1234`, `"1234`, "invite_approval_map: has a key that is no UUID"},
-		{account, `:true`, `:1`, "invite_approval_map{}: must be true or false"},
-	} {
+// The examples that shapeCases change.
+const (
+	churn   = "stopchurn_update.json"
+	queue   = "fanbase_queue_update_fandata.json"
+	simple  = "fanbase_batch_simple.json"
+	plan    = "fanbase_batch_plan_and_account.json"
+	account = "fanatics_accounts.json"
+)
+
+// shapeCases are changes of an example, and what its shape then says.
+var shapeCases = []struct{ file, old, replacement, want string }{
+	{churn, `"brandId":1,`, ``, "brandId: is missing"},
+	{churn, `"brandId":1`, `"brandId":"1"`, "brandId: must be a number"},
+	{churn, `"id":"1"`, `"id":7`, ""},
+	{churn, `"id":"1"`, `"id":true`, "data.id: must be a string or a number"},
+	{churn, `"id":"1",`, ``, "data.id: is missing"},
+	{churn, `"updatedAt":1694357675000`, `"updatedAt":"2023-09-10"`, "updatedAt: must be a number"},
+	{churn, `"brandId":1`, `"brandID":1,"brandId":1`, "brandID: is not a field that the vendor knows"},
+	{queue, `"cpf":"12345678900"`, `"cpf":null`, ""},
+	{queue, `"cpf":"12345678900",`, ``, ""},
+	{queue, `"internal_feng_id"`, `""`, "id: is blank"},
+	{queue, `"internal_feng_id"`, `7`, "id: must be a string"},
+	{simple, `"identity":0`, `"identity":1`, "data.identity: must be one of 0"},
+	{simple, `"name1":"João da Silva"`, `"name1":null`, "data.name1: is null"},
+	{simple, `"gender":"M"`, `"gender":null`, ""},
+	{simple, `"gender":"M"`, `"gender":"X"`, `data.gender: must be one of "M", "F", "O"`},
+	{simple, `"birthday":15`, `"birthday":0`, "data.birthday: is less than 1"},
+	{simple, `"birthday":15,"birthMonth":8`, `"birthday":31,"birthMonth":2`, "data: has a birthday that its month does not have"},
+	{simple, `"birthday":15,"birthMonth":8,"birthYear":1990`, `"birthday":29,"birthMonth":2,"birthYear":1900`, "data: has a birthday that its month does not have"},
+	{simple, `"birthday":15,"birthMonth":8,"birthYear":1990`, `"birthday":29,"birthMonth":2,"birthYear":2000`, ""},
+	{simple, `"birthYear":1990`, `"birthYear":90`, "data.birthYear: is less than 1000"},
+	{simple, `"nationalityIso3":"BRA"`, `"nationalityIso3":"BR"`, "data.nationalityIso3: must be a country in three capitals, such as BRA"},
+	{simple, `"nationalityIso3":"BRA"`, `"nationalityIso3":null`, "data.nationalityIso3: is null"},
+	{simple, `"numberType":1,`, `"numberType":2,`, "numbers[0].numberType: must be one of 1, 3, 4"},
+	{simple, `"number":"12345678900"`, `"number":"123.456.789-00"`, "numbers[0]: must be 11 digits as a CPF; use =digits(column)"},
+	{simple, `"number":"12345678900"`, `"number":"2345678900"`, "numbers[0]: must be 11 digits as a CPF; use =digits(column)"},
+	{simple, `"numberType":1,"number":"12345678900"`, `"numberType":3,"number":"+5511999998888"`, ""},
+	{simple, `"numberType":1,"number":"12345678900"`, `"numberType":3,"number":"(11) 99999-8888"`, "numbers[0]: must be digits as a phone; use =digits(column)"},
+	{simple, `"number":"joao@exemplo.com"`, `"number":"joao"`, "numbers[1]: is no e-mail"},
+	{simple, `,{"numberType":4,"number":"joao@exemplo.com","verified":1}`, ``, ""},
+	{simple, `{"numberType":1,"number":"12345678900","verified":1},{"numberType":4,"number":"joao@exemplo.com","verified":1}`, ``, "numbers: must have at least 1 elements"},
+	{simple, `{"numberType":1,"number":"12345678900","verified":1},{"numberType":4,"number":"joao@exemplo.com","verified":1}`, `{"numberType":3,"number":"5511"}`, "numbers: must hold a CPF (numberType 1) or an e-mail (numberType 4)"},
+	{simple, `"verified":1`, `"verified":true`, "numbers[0].verified: must be a number"},
+	{simple, `"addressType":1`, `"addressType":3`, "addresses.addressType: must be one of 1, 2"},
+	{simple, `"state":"SP"`, `"state":"São"`, "addresses.state: is longer than 2 characters"},
+	{simple, `"state":"SP"`, `"state":"S"`, "addresses.state: must be a state in two letters, such as SP"},
+	{simple, `"number":123,`, `"number":"12A",`, "addresses.number: must be a number"},
+	{simple, `"value":"SOC-123456"`, `"value":1`, "sysValues[0].value: must be a string"},
+	{simple, `"sysValues":[`, `"sysValue":[],"sysValues":[`, "sysValue: is not a field that the vendor knows"},
+	{plan, `"pwd":"senha123"`, `"pwd":"senha123","pwdhash":"x"`, "holds pwd and pwdhash, of which only one is allowed"},
+	{plan, `"pwd":"senha123"`, `"pwdhash":"x"`, ""},
+	{plan, `"codigoCliente":"98765432100",`, ``, "memberships[0].codigoCliente: is missing"},
+	{plan, `"data":"2025-01-15T10:00:00.000Z"`, `"data":"2025-01-15"`, "memberships[0].data: is no ISO 8601 date and time with a zone"},
+	{plan, `"parcelas":12`, `"guests":[{"gender":null,"birthday":31,"birthMonth":4}]`, "memberships[0].guests[0]: has a birthday that its month does not have"},
+	{plan, `"parcelas":12`, `"guests":[{"cpf":"1"}],"attributes":[{"type":"Card","value":"7","note":"n"}]`, ""},
+	{plan, `"parcelas":12`, `"attributes":[{"type":"Card"}]`, "memberships[0].attributes[0].value: is missing"},
+	{plan, `"optinCode":"NEWSLETTER",`, ``, "optins[0].optinCode: is missing"},
+	{plan, `"pwd":"senha123"`, `"attributes":[{"key":"a"}]`, "attributes[0].value: is missing"},
+	{plan, `"pwd":"senha123"`, `"transactions":[{"date":"2025-09-20T18:41:31.219Z","type":1,"productType":2,"productDesc":"d","productExternalCode":"c","qty":1,"value":9.90,"channel":"c","externalCode":"e","paymentMode":"Pix"}]`, ""},
+	{account, `aaaaaaaa-`, `aaaaaaa-`, "account_tenant_fanid: is no UUID"},
+	{account, `"12345678-1234-1234-dddd-eeeeeeeeeeee":true`, ``, "invite_approval_map: is empty"},
+	{account, `"12345678-1234`, `"1234`, "invite_approval_map: has a key that is no UUID"},
+	{account, `:true`, `:1`, "invite_approval_map{}: must be true or false"},
+}
+
+func TestShapes(t *testing.T) {
+	for _, test := range shapeCases {
 		for _, x := range examples {
 			if x.file != test.file {
 				continue
