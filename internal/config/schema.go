@@ -2,7 +2,6 @@ package config
 
 import (
 	"encoding/json"
-	"slices"
 
 	"gopkg.in/yaml.v3"
 )
@@ -84,9 +83,6 @@ func plain(written string) any {
 	var value any
 	if err := yaml.Unmarshal([]byte(written), &value); err != nil {
 		return written
-	}
-	if list, ok := value.([]any); ok {
-		return slices.Clone(list)
 	}
 	return value
 }
