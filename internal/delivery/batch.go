@@ -2,10 +2,10 @@ package delivery
 
 import (
 	"bytes"
-	"hash/crc32"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"hash/crc32"
 	"time"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -19,11 +19,11 @@ type batch struct {
 	held  []hold
 	index map[uint64]int32 // newest item by hash, for those that may be coalesced
 
-	count    int   // items to send: those not absorbed
-	size     int   // of the request's body
-	charged  int64 // bytes of buf that memory knows of
-	full     bool  // as many items as a request may have; one of them may still be replaced
-	sealed   bool  // takes no more items
+	count    int       // items to send: those not absorbed
+	size     int       // of the request's body
+	charged  int64     // bytes of buf that memory knows of
+	full     bool      // as many items as a request may have; one of them may still be replaced
+	sealed   bool      // takes no more items
 	deadline time.Time // when it is sent though not full
 }
 

@@ -27,7 +27,7 @@ type Config struct {
 	Type string // its type, for status
 
 	Batch       Batch
-	Concurrency int // lanes: requests in flight at most
+	Concurrency int     // lanes: requests in flight at most
 	Retry       Backoff // zero means 500 ms to 1 m
 	// DeadLetters is how many letters may be parked since the start or the last Resume; the next one halts the sink. 0: any number.
 	DeadLetters int

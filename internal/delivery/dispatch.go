@@ -50,9 +50,9 @@ type renderer struct {
 
 // unit is what is dispatched at once: a block, a dead letter that is sent again, or the roots that a block refreshes.
 type unit struct {
-	block *block
+	block   *block
 	scan    func(yield func(*cdc.Change, *table) error) error // goes over the changes, for looking ahead
-	fetched *fetched // nil until something has to be fetched
+	fetched *fetched                                          // nil until something has to be fetched
 
 	only   *renderer // of a letter
 	itemID string
