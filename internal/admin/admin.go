@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"syscall"
 	"time"
 
@@ -87,6 +88,10 @@ func (s *Server) routes() *http.ServeMux {
 	mux.HandleFunc("POST /api/v1/backfills/{id}/pause", s.pauseBackfill)
 	mux.HandleFunc("POST /api/v1/backfills/{id}/resume", s.resumeBackfill)
 	mux.HandleFunc("POST /api/v1/backfills/{id}/cancel", s.cancelBackfill)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index) // the profiles by name
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("/", s.notFound)
 	return mux
 }

@@ -260,6 +260,8 @@ func TestWhoGetsIn(t *testing.T) {
 		"a GET where POST is due":      {loopback, "GET", pause, nil, 404},
 		"no token":                     {withToken, "GET", status, nil, 401},
 		"no token, metrics":            {withToken, "GET", "/metrics", nil, 401},
+		"no token, profile":            {withToken, "GET", "/debug/pprof/goroutine", nil, 401},
+		"loopback, profile":            {loopback, "GET", "/debug/pprof/goroutine", nil, 200},
 		"no token, page":               {withToken, "GET", "/", nil, 200},
 		"no token, health":             {withToken, "GET", "/healthz", nil, 200},
 		"no token, ready":              {withToken, "GET", "/readyz", nil, 200},

@@ -127,6 +127,18 @@ func (d *daemon) pause(ctx context.Context, moment time.Duration) error {
 
 func (d *daemon) usage() (usage, error) { return usageOf(d.command.Process.Pid) }
 
+// writeProfile takes a processor profile of the next seconds, once the daemon answers.
+func (d *daemon) writeProfile(ctx context.Context, path string) error {
+	if err := d.ready(ctx); err != nil {
+		return err
+	}
+	profile, err := get(ctx, "http://"+d.admin+"/debug/pprof/profile?seconds=5")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, profile, 0o600)
+}
+
 // stop ends the daemon as an operator does, and waits.
 func (d *daemon) stop() error {
 	err := d.command.Process.Signal(syscall.SIGTERM)

@@ -41,7 +41,9 @@ type bench struct {
 	rate   int
 	period time.Duration
 	dir    string // for buffers and configurations
-	server *pgtest.Server
+	// profile is where the processor profile of the daemon's last catch-up goes; empty for none.
+	profile string
+	server  *pgtest.Server
 }
 
 // scenarios run in this order. A new one is a line here and a file beside latency.go.
@@ -69,6 +71,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&b.rounds, "rounds", 3, "times that the backlog is read; medians are printed")
 	flags.IntVar(&b.rate, "rate", 500, "transactions a second of the latency run")
 	flags.DurationVar(&b.period, "for", 20*time.Second, "length of the latency run")
+	flags.StringVar(&b.profile, "profile", "", "write a processor profile of the daemon's last catch-up to this file; costs it some per cent")
 	only := flags.String("only", "", "run this scenario alone: "+strings.Join(names(), ", "))
 	if err := flags.Parse(args); err != nil {
 		return err

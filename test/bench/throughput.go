@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/sourcegraph/conc/pool"
 )
 
 // measure is one reading of the backlog.
@@ -64,7 +65,7 @@ func (b *bench) throughput(ctx context.Context) (err error) {
 			return b.report(strconv.Itoa(round+1), "bare loop", m, err)
 		}
 		measureOurs := func() error {
-			m, err := b.catchUp(ctx, url, slotOf(round), vendor)
+			m, err := b.catchUp(ctx, url, round, vendor)
 			ours = append(ours, m)
 			return b.report(strconv.Itoa(round+1), "cdcsync", m, err)
 		}
@@ -121,15 +122,20 @@ func (b *bench) bareLoop(ctx context.Context, url string) (m measure, err error)
 }
 
 // catchUp has the daemon deliver the whole backlog. What it has taken is read when the last row has arrived.
-func (b *bench) catchUp(ctx context.Context, url, slot string, vendor *receiver) (m measure, err error) {
+func (b *bench) catchUp(ctx context.Context, url string, round int, vendor *receiver) (m measure, err error) {
 	if err := vendor.reset(ctx, ""); err != nil {
 		return m, err
 	}
-	d, err := b.startDaemon(ctx, url, slot, vendor.address)
+	d, err := b.startDaemon(ctx, url, slotOf(round), vendor.address)
 	if err != nil {
 		return m, err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
+	if b.profile != "" && round == b.rounds-1 {
+		profiling := pool.New().WithErrors()
+		profiling.Go(func() error { return d.writeProfile(ctx, b.profile) })
+		defer func() { err = errors.Join(err, profiling.Wait()) }() // before the daemon is stopped
+	}
 	seen, err := vendor.awaitItems(ctx, b.rows, d)
 	if err != nil {
 		return m, err
