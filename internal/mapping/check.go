@@ -47,7 +47,7 @@ func checkScalar(n *shape.Node, value []byte) error {
 		return reason("is " + jsonKind(value) + ", and the vendor wants " + kindNames[n.Kind])
 	}
 	if len(n.Enum) > 0 && !slices.Contains(n.Enum, string(value)) {
-		return reason("is not one of " + strings.Join(n.Enum, ", "))
+		return reason(oneOf(n.Enum))
 	}
 	var err error
 	switch n.Kind {
@@ -60,6 +60,13 @@ func checkScalar(n *shape.Node, value []byte) error {
 		err = checkHook(n, value)
 	}
 	return err
+}
+
+func oneOf(enum []string) string {
+	if len(enum) == 1 {
+		return "must be " + enum[0]
+	}
+	return "must be one of " + strings.Join(enum, ", ")
 }
 
 func checkHook(n *shape.Node, value []byte) error {

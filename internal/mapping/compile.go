@@ -306,7 +306,7 @@ func (b *builder) columnStep(n *templateNode, at place) {
 func (b *builder) columnValue(n *templateNode, i int, at place) {
 	column := &b.relation.Columns[i]
 	t := goType(column.Type)
-	b.fits(n, fmt.Sprintf("column %q is a %s", column.Name, describeType(column.Type, t)), column.Name, t, at.node)
+	b.fits(n, fmt.Sprintf("column %q has type %s", column.Name, pgTypeName(column.Type)), column.Name, t, at.node)
 	s := step{kind: stepColumn, operand: operand{column: i}, node: at.node, path: n.path}
 	s.codec = newCodec(column.Type, timesFor(b.template.Spec.Item.Times, at.node))
 	if at.node != nil {
@@ -549,18 +549,13 @@ func fitHint(name string, t reflect.Type, s *shape.Node) string {
 	return ""
 }
 
-// describeType names a column's type with what its values are, where the name does not say it.
-func describeType(t *cdc.Type, as reflect.Type) string {
-	name := pgTypeName(t)
-	if as == nil || name == typeNameOf(as) || name == "" {
-		return name
-	}
-	return fmt.Sprintf("%s (%s)", name, typeNameOf(as))
-}
-
+// pgTypeName is a type's name as one writes it.
 func pgTypeName(t *cdc.Type) string {
-	if t == nil {
-		return ""
+	switch {
+	case t == nil:
+		return "unknown"
+	case t.Kind == cdc.TypeArray:
+		return pgTypeName(t.Elem) + "[]"
 	}
 	return t.Name
 }

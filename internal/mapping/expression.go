@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -42,6 +43,8 @@ const (
 // is an identifier, so that columns and functions may be called the same.
 type ref struct {
 	name    string
+	said    string // as the user writes it
+	zero    string // an example of a value of its type
 	kind    refKind
 	column  int // of refColumn and refOld
 	columns []int
@@ -116,15 +119,26 @@ func mistakeOf(err error) mistake {
 	if e, ok := errors.AsType[*file.Error](err); ok {
 		m = mistake{line: e.Line, column: e.Column, message: e.Message}
 	}
-	m.message = typeWords.Replace(m.message)
-	if strings.Contains(m.message, "mismatched types") && strings.Contains(m.message, "string") {
+	m.message = typeWords.Replace(unexpectedToken.ReplaceAllString(m.message, `unexpected "$1"`))
+	m.message = strings.TrimSpace(m.message)
+	switch {
+	case strings.Contains(m.message, "mismatched types") && strings.Contains(m.message, "string"):
 		m.hint = "string(…) makes a text, number(…) a number"
+	case strings.HasSuffix(m.message, "as argument (type string) to call "+lastWord(m.message)):
+		m.hint = "string(…) makes a text"
+	case m.message == `unexpected ":"`:
+		m.hint = "an object within map(…) or filter(…) has double braces: {{\"a\": 1}}"
 	}
 	return m
 }
 
+func lastWord(s string) string { return s[strings.LastIndexByte(s, ' ')+1:] }
+
+// unexpectedToken is how expr-lang prints a token.
+var unexpectedToken = regexp.MustCompile(`unexpected token \w+\("(.*)"\)`)
+
 var typeWords = strings.NewReplacer("mapping.Decimal", "numeric", "mapping.Date", "date", "time.Time", "timestamp", "interface {}", "any", "[]any", "list",
-	"[]uint8", "bytea", "map[string]any", "object", "float64", "float8")
+	"[]uint8", "bytea", "map[string]any", "object", "float64", "float8", "unexpected token EOF", "unexpected end of the expression")
 
 // resolver replaces the names in a parsed expression by references. Names that are no column, function or lookup are mistakes.
 type resolver struct {
@@ -215,9 +229,9 @@ func (r *resolver) member(node *ast.Node, n *ast.MemberNode) {
 
 // column replaces node by a reference to a column of the row or the old row.
 func (r *resolver) column(node *ast.Node, name string, kind refKind) {
-	rf := ref{name: "column " + name, kind: kind, column: -1}
+	rf := ref{name: "column " + name, said: name, kind: kind, column: -1}
 	if kind == refOld {
-		rf.name = "old " + name
+		rf.name, rf.said = "old "+name, "old."+name
 	}
 	var t reflect.Type
 	if rel := r.scope.relation; rel != nil {
@@ -239,7 +253,7 @@ func (r *resolver) lookup(node *ast.Node, name string) {
 		if l.Many {
 			t = typeList
 		}
-		r.refer(node, ref{name: "lookup " + name, kind: refLookup, lookup: i, many: l.Many}, t)
+		r.refer(node, ref{name: "lookup " + name, said: "lookup." + name, kind: refLookup, lookup: i, many: l.Many}, t)
 		return
 	}
 	var names []string
@@ -295,10 +309,26 @@ func (r *resolver) changed(node *ast.Node, n *ast.CallNode) {
 
 func (r *resolver) refer(node *ast.Node, rf ref, t reflect.Type) {
 	ast.Patch(node, &ast.IdentifierNode{Value: rf.name})
+	rf.zero = zeroOf(t)
 	if !slices.ContainsFunc(r.refs, func(other ref) bool { return other.name == rf.name }) {
 		r.refs = append(r.refs, rf)
 		r.types = append(r.types, t)
 	}
+}
+
+// zeroOf is how a value of a type may be written in an expression.
+func zeroOf(t reflect.Type) string {
+	switch {
+	case t == typeBool:
+		return "false"
+	case numericType(t):
+		return "0"
+	case t == typeList:
+		return "[]"
+	case t == typeObject:
+		return "{}"
+	}
+	return `""`
 }
 
 func (r *resolver) environment() types.Map {

@@ -208,16 +208,21 @@ func (m *machine) explain(e *expression, err error) string {
 		return "cannot be computed: " + cause.Error()
 	}
 	var null []string
+	var substitute string
 	for i := range e.refs {
-		if m.env[e.refs[i].name] == nil {
-			null = append(null, strings.TrimPrefix(e.refs[i].name, "column "))
+		r := &e.refs[i]
+		if m.env[r.name] != nil {
+			continue
+		}
+		if null = append(null, r.said); len(null) == 1 {
+			substitute = r.said + " ?? " + r.zero + ", or another value to use instead of null"
 		}
 	}
 	switch {
 	case len(null) == 1:
-		return "cannot be computed, since " + null[0] + " is null; write " + null[0] + ` ?? "" or another value to use instead`
+		return "cannot be computed, since " + null[0] + " is null; write " + substitute
 	case len(null) > 1:
-		return "cannot be computed, since " + strings.Join(null, " and ") + " are null; write " + null[0] + ` ?? "" or another value to use instead`
+		return "cannot be computed, since " + strings.Join(null, " and ") + " are null; write " + substitute
 	case isOwn:
 		return "cannot be computed: an operand is null; write a ?? b to use b instead of a null a"
 	case strings.HasPrefix(err.Error(), "index out of range"):

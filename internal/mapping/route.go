@@ -95,11 +95,15 @@ func (p *Plan) part(dst *Route, ch *cdc.Change, part Part) {
 		return
 	}
 	part.Key = p.scope
-	if reject == nil && p.item == nil {
+	if reject != nil {
+		if key, noKey := p.ownKey(dst, &r); noKey == nil {
+			part.Key = key
+		}
+	} else if p.item == nil {
 		if part.Refresh, reject = p.refreshKey(dst, &r); reject == nil && part.Refresh == nil {
 			return // it belongs to no root
 		}
-	} else if reject == nil {
+	} else {
 		reject = p.keys(dst, &part, &r)
 	}
 	if reject != nil {

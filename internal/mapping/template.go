@@ -422,12 +422,15 @@ func (p *templateParser) checkObject(n *templateNode, s *shape.Node) {
 		p.report(n.yaml, n.path, "is an object, and the vendor wants "+kindNames[s.Kind], "")
 		return
 	}
-	var present []string
+	var present, meant []string
 	spread := false
 	for _, f := range n.fields {
 		if f.spread != nil {
 			spread = true
 			continue
+		}
+		if f.key == nil {
+			meant = append(meant, f.name)
 		}
 		p.checkField(n, &f, s)
 		if f.key == nil && f.value.kind != templateColumn && f.value.kind != templateExpression {
@@ -441,8 +444,23 @@ func (p *templateParser) checkObject(n *templateNode, s *shape.Node) {
 		p.report(n.yaml, n.path, err.Error(), "")
 	}
 	if !spread {
-		p.required(n, s, nil)
+		p.required(n, s, misspelt(s, meant))
 	}
+}
+
+// misspelt are the fields of the shape that unknown names were meant to be: reported once is enough.
+func misspelt(s *shape.Node, names []string) (fields []string) {
+	for _, name := range names {
+		if _, ok := child(s, name); ok {
+			continue
+		}
+		for _, f := range s.Fields {
+			if problem.Nearest(name, fieldNames(s)) == fmt.Sprintf("did you mean %q?", f.Name) {
+				fields = append(fields, f.Name)
+			}
+		}
+	}
+	return fields
 }
 
 func (p *templateParser) checkField(n *templateNode, f *templateField, s *shape.Node) {
@@ -475,13 +493,13 @@ func (p *templateParser) checkField(n *templateNode, f *templateField, s *shape.
 	p.check(f.value, known.Node)
 }
 
-// required reports the fields that the vendor requires and the template lacks; spread are the names that a spread gives.
-func (r *reporter) required(n *templateNode, s *shape.Node, spread []string) {
+// required reports the fields that the vendor requires and the template lacks; other are names that it has in another way.
+func (r *reporter) required(n *templateNode, s *shape.Node, other []string) {
 	if s.Kind != shape.Object {
 		return
 	}
 	for _, f := range s.Fields {
-		if f.Required && !slices.Contains(spread, f.Name) && !slices.ContainsFunc(n.fields, func(t templateField) bool { return t.key == nil && t.spread == nil && t.name == f.Name }) {
+		if f.Required && !slices.Contains(other, f.Name) && !slices.ContainsFunc(n.fields, func(t templateField) bool { return t.key == nil && t.spread == nil && t.name == f.Name }) {
 			r.report(n.yaml, n.path, fmt.Sprintf("the vendor requires %s", f.Name), f.Doc)
 		}
 	}

@@ -3,6 +3,7 @@ package mapping
 import (
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -165,13 +166,13 @@ func (w *writer) closed(start int, n *shape.Node) error {
 	return nil
 }
 
-// object renders fields in the order of their names, since an expression's objects have no other.
+// object renders fields in the vendor's order, and those that the vendor does not name after them by name: an expression's
+// objects have no order of their own.
 func (w *writer) object(fields map[string]any, n *shape.Node) error {
-	names := make([]string, 0, len(fields))
-	for name := range fields {
-		names = append(names, name)
+	names := slices.Sorted(maps.Keys(fields))
+	if n != nil {
+		slices.SortStableFunc(names, func(a, b string) int { return rank(n, a) - rank(n, b) })
 	}
-	slices.Sort(names)
 	o, err := w.open(n)
 	if err != nil {
 		return err
@@ -189,6 +190,14 @@ func (w *writer) object(fields map[string]any, n *shape.Node) error {
 		}
 	}
 	return o.close()
+}
+
+// rank is a field's place in the vendor's order.
+func rank(n *shape.Node, name string) int {
+	if i := slices.IndexFunc(n.Fields, func(f shape.Field) bool { return f.Name == name }); i >= 0 {
+		return i
+	}
+	return len(n.Fields)
 }
 
 // openObject is an object that is being rendered field by field.
