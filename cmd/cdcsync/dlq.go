@@ -190,22 +190,26 @@ func (a *app) retryLetters(ctx context.Context, which admin.Selection, force boo
 		return err
 	}
 	defer client.Close()
-	results, err := client.Retry(ctx, which, force)
+	answer, err := client.Retry(ctx, which, force)
 	if err != nil {
 		return err
 	}
 	if a.output == outputJSON {
-		return a.printJSON(results)
+		return a.printJSON(answer)
 	}
-	counts := make(map[string]int)
-	for _, r := range results {
-		counts[r.Outcome]++
-		if r.Outcome != admin.RetryQueued {
-			fmt.Fprintf(a.stdout, "%s is %s%s\n", r.ID, r.Outcome, reasonAfter(r.Reason))
+	queued := 0
+	for _, r := range answer.Letters {
+		if r.Outcome == admin.RetryQueued {
+			queued++
+			continue
 		}
+		fmt.Fprintf(a.stdout, "%s is %s%s\n", r.ID, r.Outcome, reasonAfter(r.Reason))
 	}
-	_, err = fmt.Fprintf(a.stdout, "%d of %d on their way; see dlq list for what comes back\n", counts[admin.RetryQueued], len(results))
-	return err
+	fmt.Fprintf(a.stdout, "%d of %d on their way; see dlq list for what comes back\n", queued, len(answer.Letters))
+	if answer.Unfinished {
+		return errors.New("the sink did not take all of them in time: say it again for the rest")
+	}
+	return nil
 }
 
 func reasonAfter(reason string) string {

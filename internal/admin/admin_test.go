@@ -433,8 +433,9 @@ func TestDeadLetters(t *testing.T) {
 	}
 
 	result, err := client.Retry(ctx, admin.Selection{IDs: []string{d.letters[0].ID}}, true)
-	if err != nil || len(result) != 2 || result[0].Outcome != admin.RetryQueued || result[1].Reason != "no such column" {
-		t.Errorf("retry: %+v, %v", result, err)
+	want := admin.RetryAnswer{Letters: []admin.Retried{{ID: "1", Outcome: admin.RetryQueued}, {ID: "2", Outcome: "rejected", Reason: "no such column"}}}
+	if diff := cmp.Diff(want, result); err != nil || diff != "" {
+		t.Errorf("retry: %v (-want +got):\n%s", err, diff)
 	}
 	n, err := client.Discard(ctx, admin.Selection{Filter: admin.LetterFilter{Reason: "address", NewerThan: admin.Duration(90 * time.Minute)}})
 	if err != nil || n != 7 || d.lastWhich.Filter.NewerThan != admin.Duration(90*time.Minute) {

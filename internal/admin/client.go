@@ -82,10 +82,9 @@ func (c *Client) ExportDeadLetters(ctx context.Context, f LetterFilter, w io.Wri
 }
 
 // Retry sends dead letters again with the mapping as it is now, and says for each what became of that.
-func (c *Client) Retry(ctx context.Context, which Selection, force bool) ([]Retried, error) {
+func (c *Client) Retry(ctx context.Context, which Selection, force bool) (RetryAnswer, error) {
 	var result RetryAnswer
-	err := c.do(ctx, http.MethodPost, "/api/v1/dead-letters/retry", retryRequest{Selection: which, Force: force}, &result)
-	return result.Letters, err
+	return result, c.do(ctx, http.MethodPost, "/api/v1/dead-letters/retry", retryRequest{Selection: which, Force: force}, &result)
 }
 
 // Discard forgets dead letters and returns how many.

@@ -19,8 +19,8 @@ type DeadLetters interface {
 	// Letter returns one; an unknown id is an *Error of KindNotFound.
 	Letter(ctx context.Context, id string) (Letter, error)
 	// Retry renders the rows again with the mapping as it is now and puts them on their way. A letter whose key was delivered
-	// in a newer state since is not sent, unless force is set. It returns when all are on their way or ctx ends; then the
-	// result has those that were.
+	// in a newer state since is not sent, unless force is set. It returns when all are on their way; when ctx ends before, it
+	// returns what became of those that were taken, with an error.
 	Retry(ctx context.Context, which Selection, force bool) ([]Retried, error)
 	// Discard forgets letters and returns how many.
 	Discard(ctx context.Context, which Selection) (int, error)
@@ -102,6 +102,8 @@ const RetryQueued = "queued"
 // RetryAnswer is the answer to a retry.
 type RetryAnswer struct {
 	Letters []Retried `json:"letters"`
+	// Unfinished says that the sinks did not take all of them in time: ask again for the rest.
+	Unfinished bool `json:"unfinished,omitempty"`
 }
 
 // Duration is a time.Duration that reads in JSON as in Go: "1h30m".
@@ -273,12 +275,12 @@ func (s *Server) retryLetters(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), retryWait)
 	defer cancel()
 	retried, err := s.parts.DeadLetters.Retry(ctx, request.Selection, request.Force)
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		s.fail(w, r, err)
 		return
 	}
 	s.logger.Info("dead letters retried", "count", len(retried), "force", request.Force)
-	answer(w, http.StatusOK, RetryAnswer{Letters: retried})
+	answer(w, http.StatusOK, RetryAnswer{Letters: retried, Unfinished: err != nil})
 }
 
 // Discarded is the answer to a discard.

@@ -73,7 +73,6 @@ const (
 	SinkBlocked  SinkState = "blocked"  // an operator must act (credentials, a failing lookup); tried again now and then
 	SinkHalted   SinkState = "halted"   // the limit of dead letters is reached: mend, then resume
 	SinkPaused   SinkState = "paused"   // by an operator
-	SinkFailed   SinkState = "failed"   // it ended with an error
 )
 
 // Sink is the delivery to one sink.
@@ -119,7 +118,7 @@ func (s *Status) Unready() []string {
 	}
 	for _, sink := range s.Sinks {
 		switch sink.State {
-		case SinkBlocked, SinkHalted, SinkFailed:
+		case SinkBlocked, SinkHalted:
 			reasons = append(reasons, because("sink "+sink.Name+" is "+string(sink.State), sink.Reason))
 		case SinkRunning, SinkRetrying, SinkPaused:
 		}
