@@ -178,12 +178,17 @@ func plainEmail(s string) string { return strings.ToLower(strings.TrimSpace(s)) 
 // match finds the place in results of each fan, or -1: by CPF, then by e-mail, then, when there are as many results as fans, in
 // order among those left. Fans with one CPF or e-mail take the results that bear it in order, and share the last.
 func match(fans []fan, results []fanResult) []int {
-	m := matcher{results: results, place: make([]int, len(fans)), taken: make([]bool, len(results))}
+	m := matcher{results: results, place: make([]int, len(fans)), taken: make([]bool, len(results)), sent: map[string]bool{}}
 	byCPF, byEmail := map[string][]int{}, map[string][]int{}
 	for i := range results {
 		cpf, email := plainCPF(string(results[i].CPF)), plainEmail(string(results[i].Email))
 		byCPF[cpf] = append(byCPF[cpf], i)
 		byEmail[email] = append(byEmail[email], i)
+	}
+	for i := range fans {
+		for _, cpf := range fans[i].cpfs {
+			m.sent[cpf] = true
+		}
 	}
 	for i := range fans {
 		m.place[i] = m.take(fans[i], fans[i].cpfs, byCPF)
@@ -208,19 +213,26 @@ type matcher struct {
 	results []fanResult
 	place   []int
 	taken   []bool
+	sent    map[string]bool // the CPFs of the request
 }
 
-// take is the first free result that bears one of the keys and does not contradict the fan.
+// take is the first free result that bears one of the keys and is not about another fan.
 func (m *matcher) take(f fan, keys []string, by map[string][]int) int {
 	for _, key := range keys {
 		for _, i := range by[key] {
-			if !m.taken[i] && m.results[i].mayBe(f) {
+			if !m.taken[i] && !m.aboutOther(i, f) {
 				m.taken[i] = true
 				return i
 			}
 		}
 	}
 	return -1
+}
+
+// aboutOther says whether a result bears the CPF of another fan in the request, two of whom may have one e-mail.
+func (m *matcher) aboutOther(result int, f fan) bool {
+	cpf := plainCPF(string(m.results[result].CPF))
+	return m.sent[cpf] && !slices.Contains(f.cpfs, cpf)
 }
 
 func (m *matcher) inOrder(fans []fan) {
@@ -239,18 +251,6 @@ func (m *matcher) inOrder(fans []fan) {
 	}
 }
 
-// last is where the last result for one of the keys is: a vendor may answer once for a fan that was sent twice.
-func (m *matcher) last(f fan, keys []string, by map[string][]int) int {
-	for _, key := range keys {
-		for _, i := range slices.Backward(by[key]) {
-			if m.results[i].mayBe(f) {
-				return i
-			}
-		}
-	}
-	return -1
-}
-
 // mayBe is false when the result bears a CPF, or without one an e-mail, and the fan others.
 func (r *fanResult) mayBe(f fan) bool {
 	if cpf := plainCPF(string(r.CPF)); cpf != "" && len(f.cpfs) > 0 {
@@ -260,6 +260,18 @@ func (r *fanResult) mayBe(f fan) bool {
 		return slices.Contains(f.emails, email)
 	}
 	return true
+}
+
+// last is where the last result for one of the keys is: a vendor may answer once for a fan that was sent twice.
+func (m *matcher) last(f fan, keys []string, by map[string][]int) int {
+	for _, key := range keys {
+		for _, i := range slices.Backward(by[key]) {
+			if !m.aboutOther(i, f) {
+				return i
+			}
+		}
+	}
+	return -1
 }
 
 // Check takes a token, and reports when there is none.

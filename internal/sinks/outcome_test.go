@@ -87,6 +87,9 @@ func TestFanbaseBatchOutcomes(t *testing.T) {
 	}{
 		{"by CPF out of order", 200, batchReply(1, `{"success":true,"cpf":"333.333.333-3","email":"other@x.test"},{"success":false,"cpf":"22222222222","messageError":"no bia"},{"success":true,"cpf":"11111111111"}`), three, []sinks.Outcome{delivered(), failedBia, delivered()}},
 		{"CPF as a number without its zero", 200, batchReply(1, `{"success":false,"cpf":3333333333,"messageError":"no eva"},{"success":true,"cpf":22222222222},{"success":true,"cpf":11111111111}`), three, []sinks.Outcome{delivered(), delivered(), rejected("no eva")}},
+		{"CPF without two zeros", 200, batchReply(1, `{"success":false,"cpf":444444444,"messageError":"no"},{"success":true}`), []string{batchItem("00444444444", "x@x.test"), batchItem("", "")}, []sinks.Outcome{rejected("no"), delivered()}},
+		{"by e-mail, as which Fanbase knows another CPF", 200, batchReply(1, `{"success":true,"cpf":"99999999999","email":"ana@x.test"}`), three[:1], []sinks.Outcome{delivered()}},
+		{"one e-mail, one answer for two without a CPF", 200, batchReply(1, `{"success":true,"email":"both@x.test"}`), []string{batchItem("", "both@x.test"), batchItem("", "both@x.test")}, []sinks.Outcome{delivered(), delivered()}},
 		{"by e-mail", 200, batchReply(1, `{"success":true,"email":"eva@x.test"},{"success":true,"cpf":"11111111111"},{"success":false,"cpf":null,"email":" BIA@x.test","messageError":"no bia"}`), three, []sinks.Outcome{delivered(), failedBia, delivered()}},
 		{"in order", 200, batchReply(1, `{"success":true},{"success":false,"messageError":"no bia"},{"success":true}`), three, []sinks.Outcome{delivered(), failedBia, delivered()}},
 		{"the one that is left", 200, batchReply(1, `{"success":false,"messageError":"no bia"},{"success":true,"cpf":"11111111111"},{"success":true,"cpf":"03333333333"}`), three, []sinks.Outcome{delivered(), failedBia, delivered()}},
@@ -96,6 +99,7 @@ func TestFanbaseBatchOutcomes(t *testing.T) {
 		{"a CPF twice", 200, batchReply(1, `{"success":false,"cpf":"11111111111","messageError":"first"},{"success":true,"cpf":"11111111111"}`), []string{three[0], three[0]}, []sinks.Outcome{rejected("first"), delivered()}},
 		{"a CPF twice with one answer", 200, batchReply(1, `{"success":true,"cpf":"11111111111"}`), []string{three[0], three[0]}, []sinks.Outcome{delivered(), delivered()}},
 		{"one e-mail of two fans", 200, batchReply(1, `{"success":false,"cpf":"22222222222","email":"both@x.test","messageError":"no bia"}`), []string{batchItem(ana, "both@x.test"), batchItem(bia, "both@x.test")}, []sinks.Outcome{lacks, failedBia}},
+		{"one e-mail of two fans, of whom one is answered twice", 200, batchReply(1, `{"success":true,"cpf":"22222222222","email":"both@x.test"},{"success":true,"cpf":"22222222222","email":"both@x.test"}`), []string{batchItem(ana, "both@x.test"), batchItem(bia, "both@x.test")}, []sinks.Outcome{lacks, delivered()}},
 		{"account failed", 200, batchReply(1, `{"success":true,"cpf":"11111111111","account":{"success":false,"login":"1","messageError":"login taken"}}`), three[:1], []sinks.Outcome{{Status: sinks.Delivered, Remark: "the login account was not created: login taken"}}},
 		{"account made", 200, batchReply(1, `{"success":true,"cpf":"11111111111","account":{"success":true}}`), three[:1], []sinks.Outcome{delivered()}},
 		{"no word of success", 200, batchReply(1, `{"cpf":"11111111111"}`), three[:1], []sinks.Outcome{rejected("the vendor gives no reason")}},

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -89,6 +90,22 @@ func TestBodiesAreReleased(t *testing.T) {
 					item.Body[i] = '2' // the race detector sees who else is reading
 				}
 			}
+		})
+	}
+}
+
+// The attempt's time is bounded with HTTP/2, too, in which the transport has other errors.
+func TestTimeoutHTTP2(t *testing.T) {
+	for name, answer := range map[string]answering{"before the answer": hang, "within the answer": hangHalfway} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(w, r, 1) }))
+			server.EnableHTTP2 = true
+			server.StartTLS()
+			defer server.Close()
+			k := kinds[sinks.TypeStopChurn]
+			k.cfg.URL, k.cfg.Timeout = server.URL, 50*time.Millisecond
+			_, err := k.openWith(t, sinks.TypeStopChurn, sinks.Deps{Transport: server.Client().Transport}).Deliver(t.Context(), k.items(1), "key")
+			checkError(t, err, want{sinks.ClassTransient, 0, 0, "no whole answer within 50ms"})
 		})
 	}
 }

@@ -71,7 +71,7 @@ func TestTokenSingleFlight(t *testing.T) {
 			grantFor(3600)(w, r, n)
 		}
 		v.answer = func(w http.ResponseWriter, r *http.Request, n int) {
-			time.Sleep(time.Second)
+			time.Sleep(time.Duration(n) * 100 * time.Millisecond) // some are refused only after the new token has come
 			if r.Header.Get("AccessToken") == plantedToken+"1" {
 				say(401, "")(w, r, n)
 				return

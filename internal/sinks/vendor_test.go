@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/secret"
@@ -180,7 +179,7 @@ func (k kind) open(t *testing.T, typ string, v *vendor) sinks.Sink {
 func (k kind) openWith(t *testing.T, typ string, deps sinks.Deps) sinks.Sink {
 	t.Helper()
 	cfg := k.cfg
-	cfg.Name, cfg.Type, cfg.Timeout = "sink", typ, 30*time.Second
+	cfg.Name, cfg.Type = "sink", typ
 	if cfg.URL == "" {
 		cfg.URL = "http://vendor.test/"
 	}
