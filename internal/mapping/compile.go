@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 
@@ -39,7 +40,8 @@ func (t *Template) Compile(rel *cdc.Relation) (*Plan, problem.List) {
 	if len(c.problems) > 0 {
 		return nil, c.problems
 	}
-	plan.columns = sortedKeys(c.reads)
+	plan.columns = slices.Sorted(maps.Keys(c.reads))
+	plan.fields = c.fields
 	plan.splitOn = c.splitOn(plan)
 	plan.machine = newMachine(rel, len(c.slots))
 	return plan, nil
@@ -175,15 +177,6 @@ func (o *operand) appendColumns(columns []int) []int {
 	return columns
 }
 
-func sortedKeys(set map[int]bool) []int {
-	keys := make([]int, 0, len(set))
-	for k := range set {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
 // stepKind says what a step appends after its constant bytes.
 type stepKind uint8
 
@@ -233,10 +226,10 @@ type builder struct {
 
 func (c *planCompiler) program(withdraw bool) *program {
 	b := &builder{planCompiler: c, withdraw: withdraw}
-	problems := len(c.problems)
+	problems, fields := c.problems, c.fields
 	b.node(c.template.item, place{node: c.template.Spec.Item.Root})
 	if withdraw {
-		c.problems = c.problems[:problems] // the same as those of the item
+		c.problems, c.fields = problems, fields // the same as those of the item
 	}
 	return &program{steps: b.steps, tail: b.pending}
 }

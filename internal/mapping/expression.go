@@ -50,7 +50,7 @@ type ref struct {
 	columns []int
 	lookup  int
 	many    bool // the lookup gives a list
-	slot    int // in the machine that runs the expression
+	slot    int  // in the machine that runs the expression
 }
 
 // expression is a compiled expression.

@@ -23,7 +23,7 @@ type Function struct {
 	Name    string
 	Usage   string // digits(text)
 	Doc     string // one sentence
-	Example string // an expression of constants
+	Example string // an expression; created_at is 2025-09-20 18:41:31.219+00 and birth_date 1990-08-15
 	Result  string // what Example gives, as JSON
 }
 
@@ -85,17 +85,17 @@ var functions = []function{
 		[]any{func(any) int { return 0 }}, false, toInt},
 	{Function{"json", "json(text)", "The value that JSON text holds, for fields within it.", `json("{\"a\": 1}").a`, `1`},
 		[]any{func(string) any { return nil }}, false, parseJSONText},
-	{Function{"ms", "ms(time)", "Milliseconds since 1970 UTC; a date is its midnight in UTC.", ``, ``}, timeToInt, false,
+	{Function{"ms", "ms(time)", "Milliseconds since 1970 UTC; a date is its midnight in UTC.", `ms(created_at)`, `1758393691219`}, timeToInt, false,
 		onTime(func(t time.Time, _ bool) any { return int(t.UnixMilli()) })},
-	{Function{"unix", "unix(time)", "Seconds since 1970 UTC.", ``, ``}, timeToInt, false,
+	{Function{"unix", "unix(time)", "Seconds since 1970 UTC.", `unix(created_at)`, `1758393691`}, timeToInt, false,
 		onTime(func(t time.Time, _ bool) any { return int(t.Unix()) })},
-	{Function{"iso", "iso(time)", "ISO 8601 in UTC, such as 2025-09-20T18:41:31.219Z; a date is 2025-09-20.", ``, ``}, timeToText, false,
+	{Function{"iso", "iso(time)", "ISO 8601 in UTC, such as 2025-09-20T18:41:31.219Z; a date is 2025-09-20.", `iso(created_at)`, `"2025-09-20T18:41:31.219Z"`}, timeToText, false,
 		onTime(func(t time.Time, date bool) any { return isoText(t, date) })},
-	{Function{"date", "date(time)", "The day of a timestamp in UTC, such as 2025-09-20.", ``, ``}, timeToText, false,
+	{Function{"date", "date(time)", "The day of a timestamp in UTC, such as 2025-09-20.", `date(created_at)`, `"2025-09-20"`}, timeToText, false,
 		onTime(func(t time.Time, _ bool) any { return isoText(t, true) })},
-	{Function{"day", "day(time)", "Day of the month, 1 to 31.", ``, ``}, timeToInt, false, onTime(func(t time.Time, _ bool) any { return t.Day() })},
-	{Function{"month", "month(time)", "Month, 1 to 12.", ``, ``}, timeToInt, false, onTime(func(t time.Time, _ bool) any { return int(t.Month()) })},
-	{Function{"year", "year(time)", "Year.", ``, ``}, timeToInt, false, onTime(func(t time.Time, _ bool) any { return t.Year() })},
+	{Function{"day", "day(time)", "Day of the month, 1 to 31.", `day(birth_date)`, `15`}, timeToInt, false, onTime(func(t time.Time, _ bool) any { return t.Day() })},
+	{Function{"month", "month(time)", "Month, 1 to 12.", `month(birth_date)`, `8`}, timeToInt, false, onTime(func(t time.Time, _ bool) any { return int(t.Month()) })},
+	{Function{"year", "year(time)", "Year.", `year(birth_date)`, `1990`}, timeToInt, false, onTime(func(t time.Time, _ bool) any { return t.Year() })},
 	{Function{"abs", "abs(number)", "Without its sign.", `abs(-2)`, `2`}, toNumber, false, absolute},
 	{Function{"round", "round(number, places)", "Rounded, halves away from zero, to so many places (0 when left out).", `round(2.345, 2)`, `2.35`},
 		append([]any{func(int, int) Decimal { return Decimal{} }, func(Decimal, int) Decimal { return Decimal{} }, func(float64, int) Decimal { return Decimal{} }}, toNumber...), false, rounding(apd.RoundHalfUp)},

@@ -1,11 +1,13 @@
 package mapping
 
 import (
+	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -356,8 +358,27 @@ func TestGolden(t *testing.T) {
 				writePart(&out, plan, ch, &route.Parts[i], env)
 			}
 		}
+		checkVendor(t, files["vendor.json"], out.String())
 		return out.String()
 	})
+}
+
+// checkVendor compares with the items of the vendor's own page, white space aside.
+func checkVendor(t *testing.T, page, got string) {
+	t.Helper()
+	for d := json.NewDecoder(strings.NewReader(page)); d.More(); {
+		var item json.RawMessage
+		if err := d.Decode(&item); err != nil {
+			t.Fatal(err)
+		}
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, item); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(strings.Split(got, "\n"), compact.String()) {
+			t.Errorf("the vendor's own example is not among the items: %s", &compact)
+		}
+	}
 }
 
 func writePart(out *strings.Builder, plan *Plan, ch *cdc.Change, part *Part, env *Env) {

@@ -466,7 +466,7 @@ func (c *codec) appendMultirange(dst, s []byte) (_ []byte, err error) {
 			return dst, err
 		}
 		switch {
-		case len(s) > 1 && s[0] == ',':
+		case len(s) > 2 && s[0] == ',':
 			dst, s = append(dst, ','), s[1:]
 		case string(s) != "}":
 			return dst, reasonMalformed
