@@ -17,9 +17,9 @@ const (
 	openAfter    = 5           // consecutive failed requests open the circuit
 	slowFactor   = 4           // an answer that takes so many times the usual is slow …
 	slowFloor    = time.Second // … when it takes longer than this, too
-	usualDrift   = 64          // the usual time follows slower answers by a 64th of the difference each
+	usualDrift   = 512         // the usual time follows slower answers by so small a part of the difference each
 	throttleCut  = 0.5         // of the window, on 429
-	slowCut      = 0.8         // of the window, on a slow answer
+	slowCut      = 0.7         // of the window, on a slow answer
 	windowGrowth = 1.0         // requests per window of good answers
 )
 
@@ -98,6 +98,9 @@ const turn = time.Duration(-1)
 // acquire waits until a request may be made, not before the given time. probe is to be handed to release.
 func (g *gate) acquire(ctx context.Context, notBefore time.Time) (probe bool, err error) {
 	for {
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
 		g.mu.Lock()
 		wait, hopeless := g.admit(time.Now(), notBefore)
 		if wait == 0 {

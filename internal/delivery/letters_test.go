@@ -1,0 +1,260 @@
+package delivery
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/sinks"
+)
+
+func retry(t *testing.T, w *Worker, force bool, ids ...string) []RetryResult {
+	t.Helper()
+	results, err := w.RetryLetters(t.Context(), ids, force)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return results
+}
+
+func TestRetriedLetterIsDeliveredInItsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, v := newStore(blockOf(10, inserts(1, 3)...)), &vendor{answer: poisoned(2)}
+		w := New(testConfig(), testDeps(t, s, v, plainMapping))
+		running(t, w)
+		synctest.Wait()
+		const id = "letter 0/A#2/rows"
+		if got := retry(t, w, false, id, "letter nobody"); got[0].Outcome != RetryQueued || got[1].Outcome != RetryUnknown {
+			t.Errorf("results %+v", got)
+		}
+		synctest.Wait()
+		if l := s.letter("0/A#2/rows"); l.State != LetterOpen || l.Attempts < 2 {
+			t.Errorf("a letter that was refused again: %+v", l)
+		}
+		v.answer = nil
+		retry(t, w, false, id)
+		synctest.Wait()
+		if l := s.letter("0/A#2/rows"); l.State != LetterDelivered {
+			t.Errorf("letter %+v", l)
+		}
+		if got := vs(v.seen()); got[len(got)-1] != 2 || w.Status().OpenLetters != 0 || w.Status().PendingBytes != 0 {
+			t.Errorf("sent %v, status %+v", got, w.Status())
+		}
+	})
+}
+
+func TestNewerStateSupersedesLetters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, v := newStore(blockOf(10, inserts(1, 2)...)), &vendor{answer: poisoned(2)}
+		stop := running(t, New(testConfig(), testDeps(t, s, v, plainMapping)))
+		synctest.Wait()
+		stop()
+		w := New(testConfig(), testDeps(t, s, v, plainMapping)) // the letters' keys survive a restart
+		running(t, w)
+		s.append(blockOf(20, row{op: cdc.OpUpdate, id: 2, v: 3}))
+		synctest.Wait()
+		if l := s.letter("0/A#2/rows"); l.State != LetterSuperseded {
+			t.Fatalf("letter %+v", l)
+		}
+		v.answer = nil
+		if got := retry(t, w, false, "letter 0/A#2/rows"); got[0].Outcome != RetrySuperseded {
+			t.Errorf("results %+v", got)
+		}
+		synctest.Wait()
+		if got := vs(v.seen()); got[len(got)-1] != 3 {
+			t.Errorf("sent %v", got)
+		}
+		if got := retry(t, w, true, "letter 0/A#2/rows"); got[0].Outcome != RetryQueued {
+			t.Errorf("forced: %+v", got)
+		}
+		synctest.Wait()
+		if got := vs(v.seen()); got[len(got)-1] != 2 || s.letter("0/A#2/rows").State != LetterDelivered {
+			t.Errorf("forced: sent %v", got)
+		}
+	})
+}
+
+// A newer state that waits in the lane is delivered before the retried letter, which is then not sent.
+func TestLetterBehindNewerStateIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, v := newStore(blockOf(10, inserts(1, 2)...)), &vendor{answer: poisoned(2)}
+		w := New(oneLane(), testDeps(t, s, v, plainMapping))
+		running(t, w)
+		synctest.Wait()
+		v.answer = func(_ context.Context, items []sent) ([]sinks.Outcome, error) {
+			time.Sleep(time.Second)
+			return allDelivered(items), nil
+		}
+		s.append(blockOf(20, row{op: cdc.OpUpdate, id: 2, v: 3}))
+		synctest.Wait()
+		if got := retry(t, w, false, "letter 0/A#2/rows"); got[0].Outcome != RetryQueued {
+			t.Errorf("results %+v", got)
+		}
+		if got := retry(t, w, false, "letter 0/A#2/rows"); got[0].Outcome != RetryUnderWay {
+			t.Errorf("again: %+v", got)
+		}
+		time.Sleep(time.Minute)
+		if got := vs(v.seen()); got[len(got)-1] != 3 {
+			t.Errorf("sent %v", got)
+		}
+		if l := s.letter("0/A#2/rows"); l.State != LetterSuperseded || w.Status().PendingBytes != 0 {
+			t.Errorf("letter %+v, status %+v", l, w.Status())
+		}
+	})
+}
+
+func TestLettersAreStoredBeforeSettling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, v := newStore(blockOf(10, inserts(1, 2)...)), &vendor{answer: poisoned(2)}
+		s.failing = errStore
+		w := New(testConfig(), testDeps(t, s, v, plainMapping))
+		running(t, w)
+		time.Sleep(time.Hour)
+		if st := w.Status(); st.State != StateRetrying || !strings.Contains(st.Reason, errStore.Error()) || s.settledUpTo() != 0 {
+			t.Errorf("status %+v, settled %d", st, s.settledUpTo())
+		}
+		s.mu.Lock()
+		s.failing = nil
+		s.mu.Unlock()
+		time.Sleep(time.Minute)
+		if st := w.Status(); st.State != StateRunning || s.settledUpTo() != 1 || len(s.letters) != 1 {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
+func TestLogsHoldNoValues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		s := newStore(blockOf(10, row{op: cdc.OpInsert, id: 12345678909, v: 98765432100}))
+		v := &vendor{answer: func(_ context.Context, items []sent) ([]sinks.Outcome, error) {
+			return nil, &sinks.RequestError{Class: sinks.ClassTransient, Status: 500, Reason: "cannot store CPF 12345678909 of maria@example.com"}
+		}}
+		deps := testDeps(t, s, v, plainMapping)
+		deps.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		w := New(testConfig(), deps)
+		stop := running(t, w)
+		time.Sleep(time.Hour)
+		stop()
+		if text := log.String(); strings.Contains(text, "12345678909") || strings.Contains(text, "maria") || strings.Count(text, "\n") != 1 {
+			t.Errorf("an hour of failures gave this log:\n%s", text)
+		}
+	})
+}
+
+// queue is a sink that accepts items and decides on them later.
+type queue struct {
+	vendor
+	decide func(tracking string) (sinks.Outcome, error)
+	asked  map[string]int
+}
+
+func newQueue(answer time.Duration, decide func(string) (sinks.Outcome, error)) *queue {
+	q := &queue{decide: decide, asked: make(map[string]int)}
+	q.limits.Items = 1
+	q.answer = func(_ context.Context, items []sent) ([]sinks.Outcome, error) {
+		time.Sleep(answer)
+		return []sinks.Outcome{{Status: sinks.Accepted, Tracking: string(rune('a' + items[0].v%26))}}, nil
+	}
+	return q
+}
+
+func (q *queue) Confirm(_ context.Context, tracking string) (sinks.Outcome, error) {
+	q.mu.Lock()
+	q.asked[tracking]++
+	q.mu.Unlock()
+	return q.decide(tracking)
+}
+
+func TestAcceptedItemsAreConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		q := newQueue(0, func(tracking string) (sinks.Outcome, error) {
+			switch {
+			case tracking == "b" && time.Since(start) > time.Minute:
+				return sinks.Outcome{Status: sinks.Delivered}, nil
+			case tracking == "c":
+				return sinks.Outcome{Status: sinks.Rejected, Reason: "processMsg"}, nil
+			}
+			return sinks.Outcome{Status: sinks.Retry}, nil
+		})
+		s := newStore(blockOf(10, inserts(1, 3)...))
+		w := New(testConfig(), testDeps(t, s, q, plainMapping))
+		running(t, w)
+		synctest.Wait()
+		if s.settledUpTo() != 1 || len(s.tracks) != 3 || w.Status().Unconfirmed != 3 {
+			t.Errorf("settled %d, tracked %v", s.settledUpTo(), s.tracks)
+		}
+		time.Sleep(time.Hour)
+		if l := s.letter("0/A#2/rows"); l.Reason != "processMsg" || len(l.Change) == 0 || string(l.Item) == "" {
+			t.Errorf("letter %+v", l)
+		}
+		if l := s.letter("0/A#3/rows"); !strings.Contains(l.Reason, "not confirmed within 10m0s") {
+			t.Errorf("letter %+v", l)
+		}
+		if len(s.letters) != 2 || len(s.tracks) != 0 || w.Status().Unconfirmed != 0 {
+			t.Errorf("letters %v, tracked %v", s.letters, s.tracks)
+		}
+		if n := q.asked["d"]; n > 30 {
+			t.Errorf("asked %d times about one item in ten minutes", n)
+		}
+	})
+}
+
+func TestAcceptedItemsSurviveARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		undecided := func(string) (sinks.Outcome, error) { return sinks.Outcome{Status: sinks.Retry}, nil }
+		q := newQueue(100*time.Millisecond, undecided)
+		var rows []row
+		for n := range 40 {
+			rows = append(rows, row{op: cdc.OpUpdate, id: n % 5, v: n + 1})
+		}
+		s := newStore(blockOf(10, rows...))
+		stop := running(t, New(testConfig(), testDeps(t, s, q, plainMapping)))
+		time.Sleep(950 * time.Millisecond)
+		stop()
+		if s.settledUpTo() != 0 || len(s.tracks) == 0 {
+			t.Fatalf("settled %d, tracked %d", s.settledUpTo(), len(s.tracks))
+		}
+		w := New(testConfig(), testDeps(t, s, q, plainMapping))
+		running(t, w)
+		time.Sleep(time.Minute)
+		all := vs(q.seen())
+		slices.Sort(all)
+		if s.settledUpTo() != 1 || w.Status().Unconfirmed != 40 {
+			t.Errorf("settled %d, status %+v", s.settledUpTo(), w.Status())
+		}
+		if n := len(all) - len(slices.Compact(all)); n > 2 { // those that the crash cut off in flight
+			t.Errorf("%d items were enqueued twice", n)
+		}
+	})
+}
+
+// An acceptance whose storing takes long keeps no lane waiting.
+func TestQueueThroughput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(50*time.Millisecond, func(string) (sinks.Outcome, error) { return sinks.Outcome{Status: sinks.Delivered}, nil })
+		s := newStore()
+		for i := range 20 {
+			s.append(blockOf(cdc.LSN(1000*i+10), inserts(500*i+1, 500*i+500)...))
+		}
+		cfg := testConfig()
+		cfg.Concurrency = 8
+		w := New(cfg, testDeps(t, s, q, plainMapping))
+		running(t, w)
+		time.Sleep(30 * time.Second)
+		rate := float64(w.Status().Items.Delivered) / 30
+		if rate < 0.9*160 || rate > 161 {
+			t.Errorf("%.1f items/s, want 8 lanes ÷ 50 ms = 160", rate)
+		}
+		if n := w.Status().Unconfirmed; n > 1000 {
+			t.Errorf("%d items wait for confirmation", n)
+		}
+	})
+}
