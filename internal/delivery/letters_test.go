@@ -201,7 +201,7 @@ func TestAcceptedItemsAreConfirmed(t *testing.T) {
 		if len(s.letters) != 2 || len(s.tracks) != 0 || w.Status().Unconfirmed != 0 {
 			t.Errorf("letters %v, tracked %v", s.letters, s.tracks)
 		}
-		if n := q.asked["d"]; n > 30 {
+		if n := q.asked["d"]; n > 60 {
 			t.Errorf("asked %d times about one item in ten minutes", n)
 		}
 	})
