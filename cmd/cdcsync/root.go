@@ -75,6 +75,7 @@ delivers them to StopChurn, Fanbase and Fanatics, in order and at least once, as
 		return root // cannot be: the flag exists
 	}
 	commands := []*cobra.Command{
+		newRunCommand(a),
 		newCheckCommand(a),
 		newStatusCommand(a),
 		newPauseCommand(a),

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/sourcegraph/conc/pool"
+	"golang.org/x/time/rate"
+
+	"github.com/cdcsync/cdcsync/internal/admin"
+	"github.com/cdcsync/cdcsync/internal/buffer"
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/config"
+	"github.com/cdcsync/cdcsync/internal/delivery"
+	"github.com/cdcsync/cdcsync/internal/mapping"
+	"github.com/cdcsync/cdcsync/internal/replication"
+	"github.com/cdcsync/cdcsync/internal/sinks"
+)
+
+// pipeline is the whole daemon: source, buffer, one worker a sink, admin listener.
+type pipeline struct {
+	cfg       *config.Config
+	templates []*mapping.Template
+	logger    *slog.Logger
+	metrics   *prometheus.Registry
+
+	buffer   *buffer.Buffer
+	stream   *replication.Stream
+	reader   *replication.Reader
+	sinks    []sinks.Sink       // as cfg.Sinks
+	cursors  []*buffer.Sink     // as cfg.Sinks
+	workers  []*delivery.Worker // as cfg.Sinks
+	admin    *admin.Server
+	listener net.Listener
+
+	lag atomic.Pointer[replication.Lag] // what the source last said of the slot; nil before
+}
+
+// newPipeline opens what needs no source: the buffer and the admin listener. Run goes on from there.
+func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.Template, logger *slog.Logger) (_ *pipeline, err error) {
+	p := &pipeline{cfg: cfg, templates: templates, logger: logger, metrics: prometheus.NewRegistry()}
+	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if p.buffer, err = buffer.Open(ctx, bufferConfig(cfg), logger, p.metrics); err != nil {
+		return nil, fmt.Errorf("buffer: %w", err)
+	}
+	p.stream = replication.New(sourceConfig(cfg, templates), p.buffer, logger, p.metrics)
+	p.reader, err = replication.NewReader(ctx, cfg.Source.QueryURL.Reveal(), replication.ReaderOptions{StatementTimeout: cfg.Source.QueryTimeout})
+	if err != nil {
+		return nil, fmt.Errorf("source.query_url: %w", err)
+	}
+	if err := p.openSinks(ctx); err != nil {
+		return nil, err
+	}
+	if p.listener, err = admin.Listen(ctx, cfg.Admin.Listen); err != nil {
+		return nil, err
+	}
+	window := &window{pipeline: p}
+	p.admin, err = admin.New(admin.Config{Listen: cfg.Admin.Listen, Token: cfg.Admin.Token, Version: readBuild().Version},
+		admin.Parts{Pipeline: window, DeadLetters: window, Metrics: p.metrics}, logger)
+	return p, err
+}
+
+// openSinks makes a worker for each sink.
+func (p *pipeline) openSinks(ctx context.Context) error {
+	deps := sinks.Deps{Tokens: sinks.NewTokens(readBuild().Version, p.metrics, nil), Version: readBuild().Version, Registerer: p.metrics}
+	limiters := make(map[string]*rate.Limiter) // by account
+	for i := range p.cfg.Sinks {
+		s := &p.cfg.Sinks[i]
+		sink, err := sinks.New(sinkConfig(s), deps)
+		if err != nil {
+			return err
+		}
+		p.sinks = append(p.sinks, sink)
+		cursor, err := p.buffer.Sink(ctx, s.Name)
+		if err != nil {
+			return err
+		}
+		p.cursors = append(p.cursors, cursor)
+		if _, ok := limiters[s.Account]; !ok && s.Rate.Per > 0 {
+			limiters[s.Account] = rate.NewLimiter(rate.Limit(s.Rate.PerSecond()), max(1, s.Concurrency))
+		}
+		p.workers = append(p.workers, delivery.New(workerConfig(s), delivery.Deps{
+			Blocks: blocks{cursor}, Letters: letters{p.buffer, s.Name}, Tracks: tracks{p.buffer, s.Name}, Pauses: pauses{p.buffer, s.Name},
+			Source: source{p.reader}, Sink: sink, Mappings: templatesOf(p.templates, s.Name), Limiter: limiters[s.Account],
+			Logger: p.logger, Registerer: p.metrics,
+		}))
+	}
+	return nil
+}
+
+// Run carries changes until ctx ends, then drains within shutdown.grace. Its error is one that an operator must mend.
+func (p *pipeline) Run(ctx context.Context) error {
+	// What lives longer than ctx: deliveries are drained after the capture has ended, and the listener shows how.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	workers := pool.New().WithContext(life)
+	for _, w := range p.workers {
+		workers.Go(w.Run)
+	}
+	window := pool.New().WithContext(life)
+	window.Go(func(ctx context.Context) error { return p.admin.Run(ctx, p.listener) })
+	window.Go(func(context.Context) error { p.advise(ctx); return nil })
+	window.Go(func(context.Context) error { p.watchLag(ctx); return nil })
+
+	p.logger.InfoContext(ctx, "started", "version", readBuild().Version, "admin", p.listener.Addr().String(), "sinks", len(p.sinks), "mappings", len(p.templates))
+	err := p.stream.Run(ctx)
+	p.logger.InfoContext(ctx, "draining", "grace", p.cfg.Shutdown.Grace)
+	p.drain(ctx)
+	end()
+	err = errors.Join(err, workers.Wait(), window.Wait())
+	p.close()
+	p.logger.InfoContext(ctx, "stopped")
+	return err
+}
+
+// drain lets requests in flight end, so that a start after it repeats nothing.
+func (p *pipeline) drain(ctx context.Context) {
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.cfg.Shutdown.Grace)
+	defer cancel()
+	draining := pool.New()
+	for i, w := range p.workers {
+		draining.Go(func() {
+			if err := w.Drain(grace); err != nil {
+				p.logger.WarnContext(ctx, "sink not drained, its requests in flight are repeated at the next start", "sink", p.cfg.Sinks[i].Name, "err", err)
+			}
+		})
+	}
+	draining.Wait()
+}
+
+func (p *pipeline) close() {
+	const patience = 10 * time.Second // for the cursors to be written
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, c := range p.cursors {
+		c.Close()
+	}
+	for _, s := range p.sinks {
+		s.Close()
+	}
+	if p.reader != nil {
+		p.reader.Close()
+	}
+	if p.buffer != nil {
+		if err := p.buffer.Close(ctx); err != nil {
+			p.logger.ErrorContext(ctx, "buffer not closed cleanly", "err", err)
+		}
+	}
+	if p.listener != nil {
+		_ = p.listener.Close() // it is closed already when it was served
+	}
+}
+
+// advise logs what an operator should know although nothing fails yet.
+func (p *pipeline) advise(ctx context.Context) {
+	findings, err := replication.Check(ctx, sourceConfig(p.cfg, p.templates))
+	if err != nil {
+		p.logger.DebugContext(ctx, "source not checked", "err", err) // the stream says the same, louder
+	}
+	for _, f := range findings {
+		p.logger.WarnContext(ctx, "source", "table", f.Table, "finding", f.Message, "solution", f.Solution)
+	}
+	for i, s := range p.sinks {
+		checker, ok := s.(interface {
+			Check(context.Context) []string
+		})
+		if !ok {
+			continue
+		}
+		for _, warning := range checker.Check(ctx) {
+			p.logger.WarnContext(ctx, "sink", "sink", p.cfg.Sinks[i].Name, "finding", warning)
+		}
+	}
+	for _, w := range p.cfg.Warnings {
+		p.logger.WarnContext(ctx, "configuration", "finding", w.Error())
+	}
+}
+
+// watchLag asks the source what it keeps for the slot, until ctx ends.
+func (p *pipeline) watchLag(ctx context.Context) {
+	const interval = 10 * time.Second
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		if lag, err := p.stream.Lag(ctx); err == nil { // the stream's own state says when the source cannot be reached
+			p.lag.Store(&lag)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func bufferConfig(cfg *config.Config) buffer.Config {
+	c := buffer.Config{Dir: cfg.Buffer.Dir, MaxSize: int64(cfg.Buffer.MaxSize), Pipeline: cfg.Source.Slot}
+	for i := range cfg.Sinks {
+		c.Sinks = append(c.Sinks, cfg.Sinks[i].Name)
+	}
+	if n := cfg.Buffer.NATS; n != nil {
+		c.NATS = &buffer.NATSConfig{
+			URL: n.URL.Reveal(), Replicas: n.Replicas, CredentialsFile: n.CredentialsFile,
+			CAFile: n.CAFile, CertFile: n.CertFile, KeyFile: n.KeyFile,
+		}
+	}
+	return c
+}
+
+func sourceConfig(cfg *config.Config, templates []*mapping.Template) replication.Config {
+	c := replication.Config{
+		URL: cfg.Source.URL.Reveal(), Slot: cfg.Source.Slot, Publication: cfg.Source.Publication, Manage: cfg.Source.Manage,
+		AckDelivered: cfg.Buffer.Ack == config.AckDelivered,
+	}
+	at := make(map[mapping.Table]int)
+	for _, t := range templates {
+		i, known := at[t.Source.Table]
+		if !known {
+			i = len(c.Tables)
+			at[t.Source.Table] = i
+			c.Tables = append(c.Tables, replication.Table{Schema: t.Source.Table.Schema, Name: t.Source.Table.Name, Truncate: true})
+		}
+		table := &c.Tables[i]
+		table.Insert = table.Insert || t.Sends(cdc.OpInsert)
+		table.Update = table.Update || t.Sends(cdc.OpUpdate)
+		table.Delete = table.Delete || t.Sends(cdc.OpDelete)
+		table.NeedsFull = table.NeedsFull || t.WantsFullRows()
+	}
+	return c
+}
+
+func workerConfig(s *config.Sink) delivery.Config {
+	return delivery.Config{
+		Sink: s.Name, Type: string(s.Type),
+		Batch:          delivery.Batch{Items: s.Batch.Items, Bytes: int(s.Batch.Bytes), Wait: s.Batch.Wait},
+		Concurrency:    s.Concurrency,
+		Retry:          delivery.Backoff(s.Retry),
+		DeadLetters:    s.DeadLetters.Limit,
+		ConfirmTimeout: s.ConfirmTimeout,
+		ConfirmRate:    s.Polls.PerSecond(),
+	}
+}
+
+func templatesOf(templates []*mapping.Template, sink string) []*mapping.Template {
+	var of []*mapping.Template
+	for _, t := range templates {
+		if t.Source.Sink == sink {
+			of = append(of, t)
+		}
+	}
+	return of
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cdcsync/cdcsync/internal/config"
+)
+
+func newRunCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "run",
+		Short:   "Carry changes from the source to the sinks, until it is told to stop",
+		GroupID: groupStart,
+		Long: `run captures committed changes, stores them in the buffer and delivers them to every sink. It makes the publication and the slot
+when they are missing (source.manage), reconnects for ever, and refuses to start where going on would lose changes.
+
+SIGTERM or Ctrl-C ends it: requests in flight are finished within shutdown.grace, and the cursors are stored, so that the next
+start repeats nothing. A second signal ends it at once; what was in flight is then sent again. SIGHUP is reserved.`,
+		Example: `  cdcsync run
+  cdcsync run --config /etc/cdcsync/config.yaml`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, templates, err := a.compiled()
+			if err != nil {
+				return err
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			p, err := newPipeline(ctx, cfg, templates, a.newLogger(cfg.Log))
+			if err != nil {
+				return err
+			}
+			return p.Run(ctx)
+		},
+	}
+}
+
+// untilSignal ends the context at the first SIGTERM or SIGINT; the second then ends the process, as it does by default. SIGHUP, which
+// is reserved for reading the configuration again, does nothing.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	signal.Ignore(syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+func (a *app) newLogger(cfg config.Log) *slog.Logger {
+	level := map[config.LogLevel]slog.Level{
+		config.LogDebug: slog.LevelDebug, config.LogInfo: slog.LevelInfo, config.LogWarn: slog.LevelWarn, config.LogError: slog.LevelError,
+	}[cfg.Level]
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.Format == config.LogJSON {
+		return slog.New(slog.NewJSONHandler(a.stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, options))
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/admin"
+	"github.com/cdcsync/cdcsync/internal/buffer"
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/delivery"
+)
+
+// window is the pipeline as the admin listener sees it.
+type window struct{ *pipeline }
+
+func (w *window) Status() admin.Status {
+	status := admin.Status{Buffer: w.bufferStatus()}
+	stream := w.stream.Status()
+	status.Source = w.sourceStatus()
+	for i, worker := range w.workers {
+		status.Sinks = append(status.Sinks, w.sinkStatus(i, worker.Status(), stream.Stored))
+	}
+	return status
+}
+
+func (w *window) sourceStatus() admin.Source {
+	s := w.stream.Status()
+	source := admin.Source{
+		Slot: s.Slot, Publication: w.cfg.Source.Publication, State: admin.SourceState(s.State), Reason: s.Reason, Since: s.Since,
+		Received: s.Received, Stored: s.Stored, Confirmed: s.Confirmed, RetainedWALBytes: -1, Reconnects: uint64(s.Reconnects),
+	}
+	end := s.ServerEnd
+	if lag := w.lag.Load(); lag != nil {
+		source.RetainedWALBytes, end = lag.Retained, max(end, lag.ServerEnd)
+	}
+	if end > s.Received {
+		source.LagBytes = int64(end - s.Received)
+	}
+	if s.LastCommit.After(s.LastStored) {
+		source.LagSeconds = time.Since(s.LastStored).Seconds()
+	}
+	return source
+}
+
+func (w *window) bufferStatus() admin.Buffer {
+	s := w.buffer.Stats()
+	return admin.Buffer{Bytes: int64(s.Bytes), MaxBytes: s.MaxBytes, Blocks: s.Messages, Full: !s.FullSince.IsZero(), Reason: s.FullReason}
+}
+
+func (w *window) sinkStatus(i int, s delivery.Status, stored cdc.LSN) admin.Sink {
+	sink := admin.Sink{
+		Name: s.Sink, Type: s.Type, State: admin.SinkState(s.State), Reason: s.Reason, Since: s.Since, NextAttempt: s.NextAttempt,
+		Delivered: s.Delivered, DeliveredAt: s.DeliveredAt, LagSeconds: s.Lag.Seconds(),
+		InFlight: s.InFlight, Concurrency: s.Concurrency, Unconfirmed: s.Unconfirmed,
+		Items: admin.Items(s.Items), DeadLetters: w.buffer.LetterCount(s.Sink, buffer.LetterOpen), Limit: w.cfg.Sinks[i].DeadLetters.Limit,
+	}
+	if s.Delivered != 0 && stored > s.Delivered {
+		sink.LagBytes = int64(stored - s.Delivered)
+	}
+	return sink
+}
+
+func (w *window) Pause(ctx context.Context, sink string) error {
+	worker, err := w.worker(sink)
+	if err != nil {
+		return err
+	}
+	return worker.Pause(ctx)
+}
+
+func (w *window) Resume(ctx context.Context, sink string) error {
+	worker, err := w.worker(sink)
+	if err != nil {
+		return err
+	}
+	return worker.Resume(ctx)
+}
+
+func (w *window) worker(sink string) (*delivery.Worker, error) {
+	for i := range w.cfg.Sinks {
+		if w.cfg.Sinks[i].Name == sink {
+			return w.workers[i], nil
+		}
+	}
+	return nil, &admin.Error{Kind: admin.KindNotFound, Reason: fmt.Sprintf("no sink %q", sink)}
+}
+
+// Letters lists without items and rows, which may be large.
+func (w *window) Letters(ctx context.Context, f admin.LetterFilter) iter.Seq2[admin.Letter, error] {
+	return func(yield func(admin.Letter, error) bool) {
+		for letter, err := range w.buffer.Letters(ctx, letterFilter(f)) {
+			if err != nil {
+				yield(admin.Letter{}, err)
+				return
+			}
+			shown, err := shownLetter(&letter)
+			if !yield(shown, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func letterFilter(f admin.LetterFilter) buffer.LetterFilter {
+	filter := buffer.LetterFilter{Sink: f.Sink, Mapping: f.Mapping, Table: f.Table, Reason: f.Reason, State: buffer.LetterState(f.State), Limit: f.Limit}
+	now := time.Now()
+	if f.OlderThan > 0 {
+		filter.Before = now.Add(-time.Duration(f.OlderThan))
+	}
+	if f.NewerThan > 0 {
+		filter.After = now.Add(-time.Duration(f.NewerThan))
+	}
+	return filter
+}
+
+func (w *window) Letter(ctx context.Context, id string) (admin.Letter, error) {
+	letter, err := w.buffer.Letter(ctx, id)
+	if err != nil {
+		return admin.Letter{}, letterError(id, err)
+	}
+	return shownLetter(&letter)
+}
+
+func letterError(id string, err error) error {
+	if errors.Is(err, buffer.ErrNoLetter) {
+		return &admin.Error{Kind: admin.KindNotFound, Reason: fmt.Sprintf("no dead letter %q", id), Solution: "cdcsync dlq list shows those there are"}
+	}
+	return err
+}
+
+// shownLetter is a letter with its row decoded.
+func shownLetter(l *buffer.Letter) (admin.Letter, error) {
+	shown := admin.Letter{
+		ID: l.ID, State: admin.LetterState(l.State), Sink: l.Sink, Mapping: l.Mapping, Table: l.Table, Op: l.Op, Key: shownKey(l.Key), Position: l.Position,
+		Reason: l.Reason, Code: l.Code, Trace: l.Trace, Status: l.Status, Attempts: l.Attempts, ParkedAt: l.At, Remark: l.Remark,
+		SupersededBy: l.SupersededBy, Item: l.Item,
+	}
+	if len(l.Change) == 0 {
+		return shown, nil
+	}
+	change, err := cdc.DecodeChange(l.Change)
+	if err != nil {
+		return shown, fmt.Errorf("dead letter %s: %w", l.ID, err)
+	}
+	shown.CommittedAt = change.CommitTime
+	if shown.Row, err = shownRow(change.Relation, change.New); err != nil {
+		return shown, err
+	}
+	shown.Old, err = shownRow(change.Relation, change.Old)
+	return shown, err
+}
+
+// shownKey is a key without its scope: the values, separated by commas.
+func shownKey(key string) string {
+	_, values, ok := strings.Cut(key, "\x00")
+	if !ok {
+		return key
+	}
+	return strings.ReplaceAll(values, "\x00", ",")
+}
+
+// shownRow has every column that was received in Postgres's text form.
+func shownRow(rel *cdc.Relation, values []cdc.Value) (json.RawMessage, error) {
+	if values == nil {
+		return nil, nil
+	}
+	row := make(map[string]*string, len(values))
+	for i, v := range values {
+		switch v.Kind {
+		case cdc.Null:
+			row[rel.Columns[i].Name] = nil
+		case cdc.Text:
+			text := string(v.Data)
+			row[rel.Columns[i].Name] = &text
+		case cdc.Absent, cdc.Unchanged: // not received
+		}
+	}
+	return json.Marshal(row)
+}
+
+func (w *window) Retry(ctx context.Context, which admin.Selection, force bool) ([]admin.Retried, error) {
+	var retried []admin.Retried
+	bySink, unknown, err := w.selected(ctx, which)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range unknown {
+		retried = append(retried, admin.Retried{ID: id, Outcome: string(delivery.RetryUnknown), Reason: "no such dead letter"})
+	}
+	for sink, ids := range bySink {
+		worker, err := w.worker(sink)
+		if err != nil {
+			for _, id := range ids {
+				retried = append(retried, admin.Retried{ID: id, Outcome: string(delivery.RetryUnknown), Reason: "sink " + sink + " is not configured any more"})
+			}
+			continue
+		}
+		results, err := worker.RetryLetters(ctx, ids, force)
+		for _, r := range results {
+			retried = append(retried, admin.Retried{ID: r.ID, Outcome: string(r.Outcome), Reason: r.Reason})
+		}
+		if err != nil {
+			return retried, err
+		}
+	}
+	return retried, nil
+}
+
+// selected resolves a selection to ids by sink.
+func (w *window) selected(ctx context.Context, which admin.Selection) (bySink map[string][]string, unknown []string, err error) {
+	bySink = make(map[string][]string)
+	for _, id := range which.IDs {
+		letter, err := w.buffer.Letter(ctx, id)
+		switch {
+		case errors.Is(err, buffer.ErrNoLetter):
+			unknown = append(unknown, id)
+		case err != nil:
+			return nil, nil, err
+		default:
+			bySink[letter.Sink] = append(bySink[letter.Sink], id)
+		}
+	}
+	if len(which.IDs) > 0 {
+		return bySink, unknown, nil
+	}
+	for letter, err := range w.buffer.Letters(ctx, letterFilter(which.Filter)) {
+		if err != nil {
+			return nil, nil, err
+		}
+		bySink[letter.Sink] = append(bySink[letter.Sink], letter.ID)
+	}
+	return bySink, nil, nil
+}
+
+func (w *window) Discard(ctx context.Context, which admin.Selection) (int, error) {
+	bySink, unknown, err := w.selected(ctx, which)
+	if err != nil {
+		return 0, err
+	}
+	if len(unknown) > 0 {
+		return 0, letterError(unknown[0], buffer.ErrNoLetter)
+	}
+	discarded := 0
+	for _, ids := range bySink {
+		for _, id := range ids {
+			if err := w.buffer.Discard(ctx, id); err != nil {
+				return discarded, letterError(id, err)
+			}
+			discarded++
+		}
+	}
+	return discarded, nil
+}
