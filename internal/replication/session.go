@@ -252,12 +252,11 @@ func (s *session) arm(ctx context.Context) error {
 	if s.clock.received > s.clock.confirmed {
 		s.clock.hurry(time.Now())
 	}
-	if s.clock.next.Equal(s.clock.armed) {
-		return nil // if ctx has ended since, wake has set a deadline that is past
-	}
-	s.clock.armed = s.clock.next
-	if err := s.conn.SetReadDeadline(s.clock.next); err != nil {
-		return fmt.Errorf("receive: %w", err)
+	if !s.clock.next.Equal(s.clock.armed) {
+		s.clock.armed = s.clock.next
+		if err := s.conn.SetReadDeadline(s.clock.next); err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
 	}
 	return ctx.Err() // looked at after the deadline was set, so that wake is not undone
 }
