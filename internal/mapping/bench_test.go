@@ -50,6 +50,7 @@ const benchRow = `
 
 // benchmarkAppend renders one change over and over.
 func benchmarkAppend(b *testing.B, mapping string) {
+	b.Helper()
 	rel := relationOf(b, benchTable)
 	plan := planOf(b, mapping, rel)
 	ch := changesOf(b, rel, benchRow)[0]

@@ -30,7 +30,7 @@ func nullable(n *shape.Node) bool {
 	return n == nil || n.Kind == 0 || n.Kind == shape.Any || n.Nullable
 }
 
-const reasonNull = reason("is null, which the vendor does not take")
+const errNull = reason("is null, which the vendor does not take")
 
 // checkScalar checks one rendered scalar. It writes a UUID's letters in lower case, in place. Its error is a reason.
 func checkScalar(n *shape.Node, value []byte) error {
@@ -41,7 +41,7 @@ func checkScalar(n *shape.Node, value []byte) error {
 		if n.Nullable {
 			return nil
 		}
-		return reasonNull
+		return errNull
 	}
 	if !kindFits(n.Kind, value) {
 		return reason("is " + jsonKind(value) + ", and the vendor wants " + kindNames[n.Kind])
@@ -55,6 +55,7 @@ func checkScalar(n *shape.Node, value []byte) error {
 		err = checkText(n, value[1:len(value)-1])
 	case shape.Number, shape.Integer:
 		err = checkRange(n, value)
+	default: // Fields and elements are checked as they are rendered.
 	}
 	if err == nil && n.Check != nil {
 		err = checkHook(n, value)
@@ -90,8 +91,9 @@ func kindFits(k shape.Kind, value []byte) bool {
 		return b == '{'
 	case shape.Array:
 		return b == '['
+	default:
+		return true
 	}
-	return true
 }
 
 // isWhole says whether a JSON number has no fraction: 12 and 12.00.
@@ -260,8 +262,9 @@ func child(n *shape.Node, name string) (f shape.Field, ok bool) {
 	case shape.Object:
 		f, found := n.Field(name)
 		return f, found || n.Open
+	default:
+		return shape.Field{}, true
 	}
-	return shape.Field{}, true
 }
 
 func unknownField(n *shape.Node, name string) (message, hint string) {

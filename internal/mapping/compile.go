@@ -518,8 +518,9 @@ func typeFits(t reflect.Type, s *shape.Node, times shape.Times) bool {
 		return t.Kind() == reflect.Map
 	case shape.Array:
 		return t == typeList || t.Kind() == reflect.Slice && t != typeBytes
+	default:
+		return true
 	}
-	return true
 }
 
 // fitHint is how to make the value fit, for the pairs that occur.

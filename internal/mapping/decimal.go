@@ -36,7 +36,7 @@ func toDecimal(v any) (d Decimal, ok bool, err error) {
 		return Decimal{strconv.Itoa(v)}, true, nil
 	case float64:
 		if math.IsNaN(v) || math.IsInf(v, 0) {
-			return d, true, failure("a number " + string(reasonNotFinite))
+			return d, true, failure("a number " + string(errNotFinite))
 		}
 		return Decimal{strconv.FormatFloat(v, 'f', -1, 64)}, true, nil
 	}
@@ -72,7 +72,7 @@ func intArithmetic(op string, x, y int) (n int, ok bool) {
 			return 0, true
 		}
 		n = x * y
-		return n, n/y == x && !(x == -1 && y == math.MinInt) && !(y == -1 && x == math.MinInt)
+		return n, n/y == x && (x != -1 || y != math.MinInt) && (y != -1 || x != math.MinInt)
 	case "%":
 		if y != 0 {
 			return x % y, true

@@ -12,7 +12,7 @@ func (c *codec) decode(text []byte) (any, error) {
 	case formInteger:
 		n, err := strconv.Atoi(string(text))
 		if err != nil {
-			return nil, reasonMalformed
+			return nil, errMalformed
 		}
 		return n, nil
 	case formNumeric:
@@ -27,7 +27,7 @@ func (c *codec) decode(text []byte) (any, error) {
 		}
 		f, err := strconv.ParseFloat(string(text), 64)
 		if err != nil {
-			return nil, reasonMalformed
+			return nil, errMalformed
 		}
 		return f, nil
 	case formBool:
@@ -35,7 +35,7 @@ func (c *codec) decode(text []byte) (any, error) {
 	case formBytea:
 		raw, err := hex.DecodeString(strings.TrimPrefix(string(text), `\x`))
 		if err != nil {
-			return nil, reasonMalformed
+			return nil, errMalformed
 		}
 		return raw, nil
 	case formDate, formTimestamp, formTimestamptz:

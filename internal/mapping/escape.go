@@ -11,11 +11,11 @@ const (
 )
 
 // appendString appends text as a JSON string. Quote, backslash and control characters are escaped, all else is kept.
-// The error is reasonUTF8.
+// The error is errUTF8.
 func appendString(dst, text []byte) ([]byte, error) {
 	clean, ascii := scanString(text)
 	if !ascii && !utf8.Valid(text) {
-		return dst, reasonUTF8
+		return dst, errUTF8
 	}
 	dst = append(dst, '"')
 	if clean {

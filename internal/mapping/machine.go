@@ -103,8 +103,9 @@ func (m *machine) load(rf *ref, r *row) (any, *RejectError) {
 		return r.op.String(), nil
 	case refChanged:
 		return m.changed(rf.columns, r)
+	default:
+		return m.lookup(rf, r)
 	}
-	return m.lookup(rf, r)
 }
 
 func (m *machine) decode(i int, v *cdc.Value) (any, *RejectError) {
@@ -120,8 +121,9 @@ func (m *machine) decode(i int, v *cdc.Value) (any, *RejectError) {
 			return nil, &RejectError{Column: m.relation.Columns[i].Name, Reason: err.Error()}
 		}
 		return decoded, nil
+	default:
+		return nil, missing(m.relation, i, v.Kind)
 	}
-	return nil, missing(m.relation, i, v.Kind)
 }
 
 // missing is a value that was not received, which is never sent as null.

@@ -114,15 +114,15 @@ func fanbaseShape() *shape.Node {
 }
 
 // relationOf reads a table: name, identity (default, full, nothing, index), and columns as "name type [pk] [identity]".
-func relationOf(t testing.TB, source string) *cdc.Relation {
-	t.Helper()
+func relationOf(tb testing.TB, source string) *cdc.Relation {
+	tb.Helper()
 	var def struct {
 		Table    string
 		Identity string
 		Columns  []string
 	}
 	if err := yaml.Unmarshal([]byte(source), &def); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	table := ParseTable(def.Table)
 	rel := &cdc.Relation{OID: 16384, Schema: table.Schema, Name: table.Name, Identity: 'd'}
@@ -140,32 +140,32 @@ func relationOf(t testing.TB, source string) *cdc.Relation {
 			rel.PrimaryKey = append(rel.PrimaryKey, i)
 		}
 		identity = identity || pk && rel.Identity == 'd' || rel.Identity == 'f'
-		rel.Columns = append(rel.Columns, cdc.Column{Name: name, Identity: identity, TypeMod: -1, Type: typeOf(t, typeName)})
+		rel.Columns = append(rel.Columns, cdc.Column{Name: name, Identity: identity, TypeMod: -1, Type: typeOf(tb, typeName)})
 	}
 	return rel
 }
 
 // typeOf reads int4, text[], enum, domain:int4, range:int4, multirange:int4 and row(a int4, b text).
-func typeOf(t testing.TB, name string) *cdc.Type {
-	t.Helper()
+func typeOf(tb testing.TB, name string) *cdc.Type {
+	tb.Helper()
 	if elem, ok := strings.CutSuffix(name, "[]"); ok {
 		delimiter := byte(',')
 		if elem == "box" {
 			delimiter = ';'
 		}
-		return &cdc.Type{Name: "_" + elem, Kind: cdc.TypeArray, Elem: typeOf(t, elem), Delimiter: delimiter}
+		return &cdc.Type{Name: "_" + elem, Kind: cdc.TypeArray, Elem: typeOf(tb, elem), Delimiter: delimiter}
 	}
 	if fields, ok := strings.CutPrefix(name, "row("); ok {
 		composite := &cdc.Type{Name: "composite", Kind: cdc.TypeComposite}
 		for field := range strings.SplitSeq(strings.TrimSuffix(fields, ")"), ", ") {
 			fieldName, fieldType, _ := strings.Cut(field, " ")
-			composite.Fields = append(composite.Fields, cdc.Field{Name: fieldName, Type: typeOf(t, fieldType)})
+			composite.Fields = append(composite.Fields, cdc.Field{Name: fieldName, Type: typeOf(tb, fieldType)})
 		}
 		return composite
 	}
 	if kind, elem, ok := strings.Cut(name, ":"); ok {
 		kinds := map[string]cdc.TypeKind{"domain": cdc.TypeDomain, "range": cdc.TypeRange, "multirange": cdc.TypeMultirange}
-		return &cdc.Type{Name: elem + kind, Kind: kinds[kind], Elem: typeOf(t, elem)}
+		return &cdc.Type{Name: elem + kind, Kind: kinds[kind], Elem: typeOf(tb, elem)}
 	}
 	if name == "enum" {
 		return &cdc.Type{Name: "mood", Kind: cdc.TypeEnum}
@@ -174,8 +174,8 @@ func typeOf(t testing.TB, name string) *cdc.Type {
 }
 
 // sourceOf reads a mapping as the configuration gives it.
-func sourceOf(t testing.TB, text string) (src Source, sink string) {
-	t.Helper()
+func sourceOf(tb testing.TB, text string) (src Source, sink string) {
+	tb.Helper()
 	var def struct {
 		Name     string
 		Table    string
@@ -196,7 +196,7 @@ func sourceOf(t testing.TB, text string) (src Source, sink string) {
 		}
 	}
 	if err := yaml.Unmarshal([]byte(text), &def); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	src = Source{
 		File: "config.yaml", Path: "mappings[0]", Name: def.Name, Table: ParseTable(def.Table), Sink: def.Sink,
@@ -216,7 +216,7 @@ func sourceOf(t testing.TB, text string) (src Source, sink string) {
 			Many bool
 		}
 		if err := def.Lookups.Content[i+1].Decode(&l); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		src.Lookups = append(src.Lookups, Lookup{Name: def.Lookups.Content[i].Value, Key: l.Key, SQL: l.SQL, Many: l.Many})
 	}
@@ -231,35 +231,35 @@ func sourceOf(t testing.TB, text string) (src Source, sink string) {
 
 // changesOf reads changes: a list of {insert|read: row}, {delete: row}, {update: {old: row, new: row}}, {truncate: } with a
 // row's values as Postgres prints them. !unchanged stands for a TOASTed value that was not sent; a column that is not named is absent.
-func changesOf(t testing.TB, rel *cdc.Relation, source string) (changes []*cdc.Change) {
-	t.Helper()
+func changesOf(tb testing.TB, rel *cdc.Relation, source string) (changes []*cdc.Change) {
+	tb.Helper()
 	var list []map[string]yaml.Node
 	if err := yaml.Unmarshal([]byte(source), &list); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for i, entry := range list {
 		for name, node := range entry {
 			op, ok := cdc.ParseOp(strings.TrimSuffix(name, " key"))
 			if !ok {
-				t.Fatalf("change %d: unknown operation %q", i, name)
+				tb.Fatalf("change %d: unknown operation %q", i, name)
 			}
 			ch := &cdc.Change{Op: op, Relation: rel, Position: cdc.Position{Commit: 0x16B374D848, Ordinal: uint32(i + 1)}}
 			ch.OldIsKey = strings.HasSuffix(name, " key")
 			switch op {
 			case cdc.OpDelete:
-				ch.Old = tupleOf(t, rel, &node)
+				ch.Old = tupleOf(tb, rel, &node)
 			case cdc.OpUpdate:
 				var both struct{ Old, New yaml.Node }
 				if err := node.Decode(&both); err != nil {
-					t.Fatal(err)
+					tb.Fatal(err)
 				}
-				ch.New = tupleOf(t, rel, &both.New)
+				ch.New = tupleOf(tb, rel, &both.New)
 				if both.Old.Kind != 0 {
-					ch.Old = tupleOf(t, rel, &both.Old)
+					ch.Old = tupleOf(tb, rel, &both.Old)
 				}
 			case cdc.OpTruncate:
 			default:
-				ch.New = tupleOf(t, rel, &node)
+				ch.New = tupleOf(tb, rel, &node)
 			}
 			changes = append(changes, ch)
 		}
@@ -267,18 +267,18 @@ func changesOf(t testing.TB, rel *cdc.Relation, source string) (changes []*cdc.C
 	return changes
 }
 
-func tupleOf(t testing.TB, rel *cdc.Relation, node *yaml.Node) []cdc.Value {
-	t.Helper()
+func tupleOf(tb testing.TB, rel *cdc.Relation, node *yaml.Node) []cdc.Value {
+	tb.Helper()
 	tuple := make([]cdc.Value, len(rel.Columns))
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		column := rel.Column(node.Content[i].Value)
 		if column < 0 {
-			t.Fatalf("no column %q", node.Content[i].Value)
+			tb.Fatalf("no column %q", node.Content[i].Value)
 		}
-		switch v := node.Content[i+1]; {
-		case v.Tag == "!unchanged":
+		switch v := node.Content[i+1]; v.Tag {
+		case "!unchanged":
 			tuple[column] = cdc.Value{Kind: cdc.Unchanged}
-		case v.Tag == "!!null":
+		case "!!null":
 			tuple[column] = cdc.Value{Kind: cdc.Null}
 		default:
 			tuple[column] = cdc.Value{Kind: cdc.Text, Data: []byte(v.Value)}
@@ -288,21 +288,21 @@ func tupleOf(t testing.TB, rel *cdc.Relation, node *yaml.Node) []cdc.Value {
 }
 
 // lookupsOf reads lookup results: a list, one for each lookup, of {columns: ["name type"], rows: [[value]]}.
-func lookupsOf(t testing.TB, source string) *Env {
-	t.Helper()
+func lookupsOf(tb testing.TB, source string) *Env {
+	tb.Helper()
 	var list []struct {
 		Columns []string
 		Rows    [][]yaml.Node
 	}
 	if err := yaml.Unmarshal([]byte(source), &list); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	env := &Env{}
 	for _, entry := range list {
 		var rows Rows
 		for _, column := range entry.Columns {
 			name, typeName, _ := strings.Cut(column, " ")
-			rows.Columns = append(rows.Columns, cdc.Field{Name: name, Type: typeOf(t, typeName)})
+			rows.Columns = append(rows.Columns, cdc.Field{Name: name, Type: typeOf(tb, typeName)})
 		}
 		for _, row := range entry.Rows {
 			var values []cdc.Value
@@ -321,16 +321,16 @@ func lookupsOf(t testing.TB, source string) *Env {
 }
 
 // planOf compiles a mapping that must have no problem.
-func planOf(t testing.TB, source string, rel *cdc.Relation) *Plan {
-	t.Helper()
-	src, sink := sourceOf(t, source)
+func planOf(tb testing.TB, source string, rel *cdc.Relation) *Plan {
+	tb.Helper()
+	src, sink := sourceOf(tb, source)
 	tmpl, problems := Parse(src, specs[sink])
 	if err := problems.Err(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	plan, problems := tmpl.Compile(rel)
 	if err := problems.Err(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return plan
 }
@@ -338,6 +338,7 @@ func planOf(t testing.TB, source string, rel *cdc.Relation) *Plan {
 // TestGolden renders changes: testdata/*.txtar has a table, a mapping, changes and the items that they give.
 func TestGolden(t *testing.T) {
 	golden(t, "testdata/items/*.txtar", "items", func(t *testing.T, files map[string]string) string {
+		t.Helper()
 		rel := relationOf(t, files["table.yaml"])
 		plan := planOf(t, files["mapping.yaml"], rel)
 		env := lookupsOf(t, files["lookups.yaml"])
@@ -411,6 +412,7 @@ func writePart(out *strings.Builder, plan *Plan, ch *cdc.Change, part *Part, env
 // TestProblems reports mistakes: testdata/problems/*.txtar has a mapping, perhaps a table, and what is said about it.
 func TestProblems(t *testing.T) {
 	golden(t, "testdata/problems/*.txtar", "problems", func(t *testing.T, files map[string]string) string {
+		t.Helper()
 		src, sink := sourceOf(t, files["mapping.yaml"])
 		tmpl, problems := Parse(src, specs[sink])
 		if tmpl != nil {

@@ -269,6 +269,7 @@ func typeNameOf(t reflect.Type) string {
 		return "list"
 	case reflect.Map:
 		return "object"
+	default:
+		return "value of another type"
 	}
-	return "value of another type"
 }

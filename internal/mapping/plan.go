@@ -156,7 +156,7 @@ func (p *Plan) appendColumn(dst []byte, s *step, r *row) ([]byte, *RejectError) 
 	}
 	if v.Kind == cdc.Null {
 		if !nullable(s.node) {
-			return dst, p.columnReject(s, reasonNull)
+			return dst, p.columnReject(s, errNull)
 		}
 		return append(dst, "null"...), nil
 	}
@@ -246,8 +246,9 @@ func (p *Plan) decodeColumn(s *step, r *row) (any, *RejectError) {
 			return nil, p.columnReject(s, err)
 		}
 		return decoded, nil
+	default:
+		return nil, missing(p.relation, s.operand.column, v.Kind)
 	}
-	return nil, missing(p.relation, s.operand.column, v.Kind)
 }
 
 func (p *Plan) writeReject(s *step, err error) *RejectError {
@@ -465,6 +466,7 @@ func sentAs(c *codec, n *shape.Node) string {
 		return "an object"
 	case formBytea:
 		return "a base64 string"
+	default:
+		return "a string"
 	}
-	return "a string"
 }

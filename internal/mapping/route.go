@@ -95,15 +95,16 @@ func (p *Plan) part(dst *Route, ch *cdc.Change, part Part) {
 		return
 	}
 	part.Key = p.scope
-	if reject != nil {
+	switch {
+	case reject != nil:
 		if key, noKey := p.ownKey(dst, &r); noKey == nil {
 			part.Key = key
 		}
-	} else if p.item == nil {
+	case p.item == nil:
 		if part.Refresh, reject = p.refreshKey(dst, &r); reject == nil && part.Refresh == nil {
 			return // it belongs to no root
 		}
-	} else {
+	default:
 		reject = p.keys(dst, &part, &r)
 	}
 	if reject != nil {

@@ -288,8 +288,9 @@ func (p *templateParser) node(y *yaml.Node, path string) *templateNode {
 		return n
 	case yaml.ScalarNode:
 		return p.scalarNode(y, path)
+	default:
+		return constant(y, path, "null")
 	}
-	return constant(y, path, "null")
 }
 
 func constant(y *yaml.Node, path, json string) *templateNode {
@@ -304,7 +305,7 @@ func (p *templateParser) scalarNode(y *yaml.Node, path string) *templateNode {
 		return constant(y, path, strings.ToLower(y.Value))
 	case "!!int", "!!float":
 		if !isNumber([]byte(y.Value)) {
-			p.report(y, path, fmt.Sprintf("%s is not a number as JSON has it", y.Value), "write plain digits, or quotes around it for a string")
+			p.report(y, path, y.Value+" is not a number as JSON has it", "write plain digits, or quotes around it for a string")
 		}
 		return constant(y, path, y.Value)
 	case "!!str", "!!timestamp": // a plain 2025-09-20 is a string, as in YAML 1.2
@@ -407,6 +408,7 @@ func (p *templateParser) check(n *templateNode, s *shape.Node) {
 		p.checkObject(n, s)
 	case templateList:
 		p.checkList(n, s)
+	case templateColumn, templateExpression: // Compile knows their types.
 	}
 }
 
@@ -500,7 +502,7 @@ func (r *reporter) required(n *templateNode, s *shape.Node, other []string) {
 	}
 	for _, f := range s.Fields {
 		if f.Required && !slices.Contains(other, f.Name) && !slices.ContainsFunc(n.fields, func(t templateField) bool { return t.key == nil && t.spread == nil && t.name == f.Name }) {
-			r.report(n.yaml, n.path, fmt.Sprintf("the vendor requires %s", f.Name), f.Doc)
+			r.report(n.yaml, n.path, "the vendor requires "+f.Name, f.Doc)
 		}
 	}
 }

@@ -17,34 +17,34 @@ type moment struct {
 // parseMoment reads 2025-09-20, 2025-09-20 18:41:31.219 and 2025-09-20 18:41:31.219+00. A timestamp without zone is read as UTC.
 func parseMoment(s []byte) (m moment, err error) {
 	if string(s) == "infinity" || string(s) == "-infinity" {
-		return m, reasonInfinity
+		return m, errInfinity
 	}
 	if bytes.HasSuffix(s, []byte(" BC")) {
-		return m, reasonBC
+		return m, errBC
 	}
 	year, s, ok := takeNumber(s, 4, 6)
-	month, s, okMonth := takeAfter(s, '-', 2)
-	day, s, okDay := takeAfter(s, '-', 2)
+	month, s, okMonth := takeTwo(s, '-')
+	day, s, okDay := takeTwo(s, '-')
 	if !ok || !okMonth || !okDay || month < 1 || month > 12 || day < 1 || day > 31 {
-		return m, reasonMalformed
+		return m, errMalformed
 	}
 	m.seconds = daysFromCivil(year, month, day) * 86400
 	if len(s) == 0 {
 		return m, nil
 	}
-	hour, s, okHour := takeAfter(s, ' ', 2)
-	minute, s, okMinute := takeAfter(s, ':', 2)
-	second, s, okSecond := takeAfter(s, ':', 2)
+	hour, s, okHour := takeTwo(s, ' ')
+	minute, s, okMinute := takeTwo(s, ':')
+	second, s, okSecond := takeTwo(s, ':')
 	if !okHour || !okMinute || !okSecond || hour > 24 || minute > 59 || second > 60 {
-		return m, reasonMalformed
+		return m, errMalformed
 	}
 	m.seconds += int64(hour*3600 + minute*60 + second)
 	if m.micros, s, ok = takeFraction(s); !ok {
-		return m, reasonMalformed
+		return m, errMalformed
 	}
 	offset, ok := parseOffset(s)
 	if !ok {
-		return m, reasonMalformed
+		return m, errMalformed
 	}
 	m.seconds -= offset
 	return m, nil
@@ -59,11 +59,12 @@ func takeNumber(s []byte, least, most int) (n int, rest []byte, ok bool) {
 	return n, s[i:], i >= least
 }
 
-func takeAfter(s []byte, before byte, digits int) (n int, rest []byte, ok bool) {
+// takeTwo reads two digits behind a separator.
+func takeTwo(s []byte, before byte) (n int, rest []byte, ok bool) {
 	if len(s) == 0 || s[0] != before {
 		return 0, s, false
 	}
-	return takeNumber(s[1:], digits, digits)
+	return takeNumber(s[1:], 2, 2)
 }
 
 func takeFraction(s []byte) (micros int, rest []byte, ok bool) {
@@ -93,7 +94,7 @@ func parseOffset(s []byte) (seconds int64, ok bool) {
 	seconds = int64(hours) * 3600
 	for unit := int64(60); ok && len(s) > 0 && unit > 0; unit /= 60 {
 		var n int
-		n, s, ok = takeAfter(s, ':', 2)
+		n, s, ok = takeTwo(s, ':')
 		seconds += int64(n) * unit
 	}
 	return sign * seconds, ok && len(s) == 0
@@ -127,7 +128,7 @@ func appendMoment(dst, text []byte, date bool, times shape.Times) ([]byte, error
 		return strconv.AppendInt(dst, m.seconds*1000+int64(m.micros/1000), 10), nil
 	}
 	if m.seconds >= maxISOSeconds {
-		return dst, reasonYear
+		return dst, errYear
 	}
 	if date && times != timesDateTime {
 		dst = append(dst, '"')
@@ -171,10 +172,10 @@ func appendInterval(dst, s []byte) ([]byte, error) {
 		unit, s, _ = bytes.Cut(s, []byte(" "))
 		letter, ok := intervalUnits[string(unit)]
 		if !ok {
-			return dst, reasonMalformed
+			return dst, errMalformed
 		}
 		if dst, ok = appendSigned(dst, word); !ok {
-			return dst, reasonMalformed
+			return dst, errMalformed
 		}
 		dst = append(dst, letter)
 	}
@@ -201,7 +202,7 @@ func appendClock(dst, word []byte) ([]byte, error) {
 	}
 	parts := bytes.SplitN(word, []byte(":"), 3)
 	if len(parts) != 3 {
-		return dst, reasonMalformed
+		return dst, errMalformed
 	}
 	start := len(dst)
 	dst = append(dst, 'T')
@@ -210,7 +211,7 @@ func appendClock(dst, word []byte) ([]byte, error) {
 		for _, digits := range [][]byte{whole, fraction} {
 			for _, b := range digits {
 				if !isDigit(b) {
-					return dst, reasonMalformed
+					return dst, errMalformed
 				}
 			}
 		}

@@ -16,12 +16,12 @@ type reason string
 func (r reason) Error() string { return string(r) }
 
 const (
-	reasonNotFinite = reason("is NaN or infinite, which JSON has no number for")
-	reasonInfinity  = reason("is infinity, which is no point in time")
-	reasonBC        = reason("is before the year 1, which neither unix time nor ISO 8601 is agreed on for")
-	reasonYear      = reason("is after the year 9999, which ISO 8601 has no form for")
-	reasonUTF8      = reason("is not valid UTF-8; the database's encoding lets any byte in")
-	reasonMalformed = reason("is not in the text form that Postgres gives this type")
+	errNotFinite = reason("is NaN or infinite, which JSON has no number for")
+	errInfinity  = reason("is infinity, which is no point in time")
+	errBC        = reason("is before the year 1, which neither unix time nor ISO 8601 is agreed on for")
+	errYear      = reason("is after the year 9999, which ISO 8601 has no form for")
+	errUTF8      = reason("is not valid UTF-8; the database's encoding lets any byte in")
+	errMalformed = reason("is not in the text form that Postgres gives this type")
 )
 
 // form is how the text of a type becomes JSON.
@@ -139,7 +139,7 @@ func (c *codec) append(dst, text []byte) ([]byte, error) {
 		return appendBool(dst, text)
 	case formJSON:
 		if !utf8.Valid(text) {
-			return dst, reasonUTF8
+			return dst, errUTF8
 		}
 		return append(dst, text...), nil
 	case formBytea:
@@ -157,7 +157,7 @@ func (c *codec) append(dst, text []byte) ([]byte, error) {
 	case formRange:
 		dst, rest, err := c.appendRange(dst, text)
 		if err == nil && len(rest) > 0 {
-			err = reasonMalformed
+			err = errMalformed
 		}
 		return dst, err
 	case formMultirange:
@@ -173,11 +173,11 @@ func appendInteger(dst, text []byte) ([]byte, error) {
 		digits = digits[1:]
 	}
 	if len(digits) == 0 || digits[0] == '0' && len(digits) > 1 {
-		return dst, reasonMalformed
+		return dst, errMalformed
 	}
 	for _, b := range digits {
 		if b < '0' || b > '9' {
-			return dst, reasonMalformed
+			return dst, errMalformed
 		}
 	}
 	return append(dst, text...), nil
@@ -191,9 +191,9 @@ func appendNumber(dst, text []byte) ([]byte, error) {
 	}
 	switch string(text) {
 	case "NaN", "Infinity", "-Infinity":
-		return dst, reasonNotFinite
+		return dst, errNotFinite
 	}
-	return dst, reasonMalformed
+	return dst, errMalformed
 }
 
 // isNumber says whether text is a number as RFC 8259 section 6 has it.
@@ -244,18 +244,18 @@ func appendBool(dst, text []byte) ([]byte, error) {
 	case "f", "false":
 		return append(dst, "false"...), nil
 	}
-	return dst, reasonMalformed
+	return dst, errMalformed
 }
 
 // appendBytea takes the hex form (bytea_output is pinned) and gives standard base64.
 func appendBytea(dst, text []byte) ([]byte, error) {
 	digits, ok := bytes.CutPrefix(text, []byte(`\x`))
 	if !ok {
-		return dst, reasonMalformed
+		return dst, errMalformed
 	}
 	raw := make([]byte, hex.DecodedLen(len(digits)))
 	if _, err := hex.Decode(raw, digits); err != nil {
-		return dst, reasonMalformed
+		return dst, errMalformed
 	}
 	dst = append(dst, '"')
 	dst = base64.StdEncoding.AppendEncode(dst, raw)
@@ -278,7 +278,7 @@ func scanNested(s []byte, stop string) (n nested, rest []byte, err error) {
 			return nested{text: s[:i]}, s[i:], nil
 		}
 	}
-	return nested{}, nil, reasonMalformed
+	return nested{}, nil, errMalformed
 }
 
 func indexByte(stop string, b byte) bool {
@@ -306,7 +306,7 @@ func scanQuoted(s []byte, i int, stop string) (n nested, rest []byte, err error)
 		switch {
 		case b == '\\':
 			if i++; i == len(s) {
-				return nested{}, nil, reasonMalformed
+				return nested{}, nil, errMalformed
 			}
 			text, quoted = append(text, s[i]), true
 		case b == '"' && open && i+1 < len(s) && s[i+1] == '"':
@@ -320,7 +320,7 @@ func scanQuoted(s []byte, i int, stop string) (n nested, rest []byte, err error)
 			text = append(text, b)
 		}
 	}
-	return nested{}, nil, reasonMalformed
+	return nested{}, nil, errMalformed
 }
 
 // appendArray renders any dimension: {1,2}, {{1},{2}}, and [0:1]={1,2}, whose bounds JSON cannot say.
@@ -328,13 +328,13 @@ func (c *codec) appendArray(dst, text []byte) ([]byte, error) {
 	if len(text) > 0 && text[0] == '[' {
 		i := bytes.IndexByte(text, '=')
 		if i < 0 {
-			return dst, reasonMalformed
+			return dst, errMalformed
 		}
 		text = text[i+1:]
 	}
 	dst, rest, err := c.appendDimension(dst, text, 0)
 	if err == nil && len(rest) > 0 {
-		err = reasonMalformed
+		err = errMalformed
 	}
 	return dst, err
 }
@@ -344,7 +344,7 @@ const maxDimensions = 6
 
 func (c *codec) appendDimension(dst, s []byte, depth int) (_, rest []byte, err error) {
 	if len(s) < 2 || s[0] != '{' || depth == maxDimensions {
-		return dst, nil, reasonMalformed
+		return dst, nil, errMalformed
 	}
 	dst, s = append(dst, '['), s[1:]
 	if s[0] == '}' {
@@ -364,14 +364,14 @@ func (c *codec) appendDimension(dst, s []byte, depth int) (_, rest []byte, err e
 			return dst, nil, err
 		}
 		if len(s) < 1 || s[0] != c.delimiter && s[0] != '}' {
-			return dst, nil, reasonMalformed
+			return dst, nil, errMalformed
 		}
 		last := s[0] == '}'
 		if s = s[1:]; last {
 			return append(dst, ']'), s, nil
 		}
 		if len(s) == 0 {
-			return dst, nil, reasonMalformed
+			return dst, nil, errMalformed
 		}
 		dst = append(dst, ',')
 	}
@@ -385,7 +385,7 @@ func (c *codec) appendElement(dst, s []byte, stop string) (_, rest []byte, err e
 	case !n.quoted && bytes.EqualFold(n.text, []byte("NULL")):
 		return append(dst, "null"...), rest, nil
 	case !n.quoted && len(n.text) == 0:
-		return dst, nil, reasonMalformed
+		return dst, nil, errMalformed
 	}
 	dst, err = c.elem.append(dst, n.text)
 	return dst, rest, err
@@ -394,13 +394,13 @@ func (c *codec) appendElement(dst, s []byte, stop string) (_, rest []byte, err e
 // appendComposite renders (1,"a b",) as {"id":1,"name":"a b","note":null}.
 func (c *codec) appendComposite(dst, text []byte) ([]byte, error) {
 	if len(text) < 2 || text[0] != '(' {
-		return dst, reasonMalformed
+		return dst, errMalformed
 	}
 	dst, s := append(dst, '{'), text[1:]
 	for i := range c.fields {
 		if i > 0 {
 			if s[0] != ',' {
-				return dst, reasonMalformed
+				return dst, errMalformed
 			}
 			dst, s = append(dst, ','), s[1:]
 		}
@@ -417,7 +417,7 @@ func (c *codec) appendComposite(dst, text []byte) ([]byte, error) {
 		s = rest
 	}
 	if string(s) != ")" {
-		return dst, reasonMalformed
+		return dst, errMalformed
 	}
 	return append(dst, '}'), nil
 }
@@ -428,7 +428,7 @@ func (c *codec) appendRange(dst, s []byte) (_, rest []byte, err error) {
 		return append(dst, `{"empty":true}`...), rest, nil
 	}
 	if len(s) == 0 || s[0] != '[' && s[0] != '(' {
-		return dst, nil, reasonMalformed
+		return dst, nil, errMalformed
 	}
 	opening := s[0]
 	dst = append(dst, `{"lower":`...)
@@ -458,7 +458,7 @@ func (c *codec) appendBound(dst, s []byte, stop string) (_, rest []byte, err err
 // appendMultirange renders {[1,3),[5,9)} as an array of ranges.
 func (c *codec) appendMultirange(dst, s []byte) (_ []byte, err error) {
 	if len(s) < 2 || s[0] != '{' || s[len(s)-1] != '}' {
-		return dst, reasonMalformed
+		return dst, errMalformed
 	}
 	dst, s = append(dst, '['), s[1:]
 	for string(s) != "}" {
@@ -469,7 +469,7 @@ func (c *codec) appendMultirange(dst, s []byte) (_ []byte, err error) {
 		case len(s) > 2 && s[0] == ',':
 			dst, s = append(dst, ','), s[1:]
 		case string(s) != "}":
-			return dst, reasonMalformed
+			return dst, errMalformed
 		}
 	}
 	return append(dst, ']'), nil
@@ -482,7 +482,7 @@ func appendHstore(dst, s []byte) (_ []byte, err error) {
 		var ok bool
 		if !first {
 			if s, ok = bytes.CutPrefix(s, []byte(", ")); !ok {
-				return dst, reasonMalformed
+				return dst, errMalformed
 			}
 			dst = append(dst, ',')
 		}
@@ -490,7 +490,7 @@ func appendHstore(dst, s []byte) (_ []byte, err error) {
 			return dst, err
 		}
 		if s, ok = bytes.CutPrefix(s, []byte("=>")); !ok {
-			return dst, reasonMalformed
+			return dst, errMalformed
 		}
 		dst = append(dst, ':')
 		if rest, null := bytes.CutPrefix(s, []byte("NULL")); null {
@@ -505,7 +505,7 @@ func appendHstore(dst, s []byte) (_ []byte, err error) {
 // appendHstoreText renders the quoted key or value that s begins with.
 func appendHstoreText(dst, s []byte) (_, rest []byte, err error) {
 	if len(s) == 0 || s[0] != '"' {
-		return dst, nil, reasonMalformed
+		return dst, nil, errMalformed
 	}
 	var unescaped []byte
 	for i, start := 1, 1; i < len(s); i++ {
@@ -523,5 +523,5 @@ func appendHstoreText(dst, s []byte) (_, rest []byte, err error) {
 			return dst, s[i+1:], err
 		}
 	}
-	return dst, nil, reasonMalformed
+	return dst, nil, errMalformed
 }

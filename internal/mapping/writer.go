@@ -71,7 +71,7 @@ func (w *writer) scalar(v any, n *shape.Node) (err error) {
 		w.number(v.text, text)
 	case float64:
 		if math.IsNaN(v) || math.IsInf(v, 0) {
-			return w.invalid(string(reasonNotFinite))
+			return w.invalid(string(errNotFinite))
 		}
 		w.number(strconv.FormatFloat(v, 'g', -1, 64), text)
 	case time.Time:
