@@ -136,7 +136,7 @@ func (b *batch) replace(i int, it item, limits sinks.Limits) {
 // hold keeps old's block open for as long as its successor needs, and returns the successor's list.
 func (b *batch) hold(old *item, successor *block) int32 {
 	if old.block == successor {
-		old.block.settle(1) // the successor keeps the same block open
+		old.block.settle() // the successor keeps the same block open
 		return old.held
 	}
 	b.held = append(b.held, hold{block: old.block, next: old.held})
@@ -146,9 +146,9 @@ func (b *batch) hold(old *item, successor *block) int32 {
 // settle releases the item's block and those of what it absorbed.
 func (b *batch) settle(it *item) {
 	for h := it.held; h >= 0; h = b.held[h].next {
-		b.held[h].block.settle(1)
+		b.held[h].block.settle()
 	}
-	it.block.settle(1)
+	it.block.settle()
 }
 
 // holders lists the blocks that settle would release.

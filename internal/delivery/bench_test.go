@@ -69,6 +69,7 @@ func benchBlock() []byte {
 const benchMapping = `[{name: users, table: users, %s item: {v: 1, brandId: 1, tableName: user, createdAt: $created_at, updatedAt: $updated_at, data: {"*": {case: camel}}}}]`
 
 func benchmarkWorker(b *testing.B, options string) {
+	b.Helper()
 	data := benchBlock()
 	cfg := testConfig()
 	cfg.Batch = Batch{Items: 500}

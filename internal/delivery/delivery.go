@@ -223,14 +223,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	life := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
 	life.Go(func(ctx context.Context) error {
 		defer close(stored)
-		reading, stop := context.WithCancel(ctx)
-		defer stop()
-		defer context.AfterFunc(w.draining, stop)()
-		err := w.read(reading, stored)
-		if w.draining.Err() != nil {
-			return nil
-		}
-		return err
+		return w.read(ctx, stored)
 	})
 	life.Go(func(ctx context.Context) error {
 		defer w.closeLanes()
@@ -279,23 +272,32 @@ func (w *Worker) recall(ctx context.Context) error {
 	})
 }
 
-// read fetches blocks until ctx ends.
+// read fetches blocks until ctx ends or the worker drains.
 func (w *Worker) read(ctx context.Context, stored chan<- Block) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(w.draining, stop)() //nolint:contextcheck // draining is an event, nothing is done in it
 	for {
-		var block Block
-		err := w.insist(ctx, trouble{name: "read", what: "read the buffer", blocks: true}, func(ctx context.Context) (err error) {
-			block, err = w.blocks.Next(ctx)
-			return err
-		})
+		block, err := w.next(ctx)
+		if w.draining.Err() != nil {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		select {
 		case stored <- block:
 		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
+}
+
+func (w *Worker) next(ctx context.Context) (block Block, err error) {
+	err = w.insist(ctx, trouble{name: "read", what: "read the buffer", blocks: true}, func(ctx context.Context) (err error) {
+		block, err = w.blocks.Next(ctx)
+		return err
+	})
+	return block, err
 }
 
 // Drain stops taking new blocks and waits until those begun are settled, then Run returns nil. What cannot be delivered now

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"strings"
 	"time"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -140,12 +139,16 @@ func (d *dispatcher) run(ctx context.Context, stored <-chan Block) error {
 // stop keeps the sink blocked; what is in the lanes is still delivered, and dead letters are not retried.
 func (d *dispatcher) stop(ctx context.Context, fatal *fatalError) error {
 	d.worker.gate.troubled(trouble{name: "dispatch", blocks: true, final: true, reason: fatal.Error()})
-	select {
-	case <-d.worker.draining.Done():
-		d.worker.abandon()
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for {
+		select {
+		case r := <-d.worker.retries:
+			r.done <- RetryResult{ID: r.letter.ID, Outcome: RetryRejected, Reason: fatal.Error()}
+		case <-d.worker.draining.Done():
+			d.worker.abandon()
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
@@ -171,7 +174,7 @@ func (d *dispatcher) block(ctx context.Context, stored Block) error {
 	if err := d.handOver(ctx); err != nil {
 		return err
 	}
-	b.settle(1)
+	b.settle()
 	return nil
 }
 
@@ -313,7 +316,7 @@ func (d *dispatcher) part(ctx context.Context, c *cdc.Change, p *compiled, part 
 		d.reject(c, p.renderer, it, key, part.Reject.Error())
 		return nil
 	}
-	if tracker := d.worker.tracker; tracker != nil && d.unit.block.letter == nil && tracker.has(p.renderer, part.Key, c.Position) {
+	if tracker := d.worker.tracker; tracker != nil && d.unit.block.letter == nil && tracker.has(p.renderer, part.Key, c.Position, part.Suffix == suffixRead) {
 		return nil
 	}
 	if err := d.lookUp(ctx, p, part); err != nil {
@@ -583,7 +586,7 @@ func (d *dispatcher) parkRefused(ctx context.Context) error {
 	}
 	for i := range d.refuse {
 		d.worker.count(d.refuse[i].renderer, letters[i].Op, outcomeRejected, 1)
-		d.refuse[i].block.settle(1)
+		d.refuse[i].block.settle()
 	}
 	clear(d.refuse)
 	d.refuse = d.refuse[:0]
@@ -597,62 +600,4 @@ func (d *dispatcher) countFiltered() {
 		}
 		r.filtered = [ops]int{}
 	}
-}
-
-// letter sends a dead letter again.
-func (d *dispatcher) letter(ctx context.Context, r retryRequest) error {
-	result := RetryResult{ID: r.letter.ID}
-	defer func() { r.done <- result }()
-	change, err := cdc.DecodeChange(r.letter.Change)
-	var renderer *renderer
-	for _, candidate := range d.renderers {
-		if candidate.name == r.letter.Mapping {
-			renderer = candidate
-		}
-	}
-	switch {
-	case renderer == nil:
-		result.Outcome, result.Reason = RetryUnknown, "there is no mapping "+r.letter.Mapping+" any more"
-		return nil
-	case err != nil:
-		result.Outcome, result.Reason = RetryUnknown, err.Error()
-		return nil
-	}
-	open, outcome := d.worker.letters.claim(&r.letter, r.force)
-	if result.Outcome = outcome; open == nil {
-		return nil
-	}
-	return d.resend(ctx, &r.letter, change, renderer, open, &result)
-}
-
-// resend dispatches a letter's change alone.
-func (d *dispatcher) resend(ctx context.Context, letter *Letter, change *cdc.Change, r *renderer, open *openLetter, result *RetryResult) error {
-	t, err := d.compile(change.Relation)
-	if err != nil {
-		d.worker.letters.unclaim(open)
-		result.Outcome, result.Reason = RetryRejected, err.Error()
-		return nil
-	}
-	b := d.worker.ledger.beginLetter(open, letter.Change)
-	d.unit = unit{block: b, only: r, itemID: letter.ItemID, urgent: true}
-	if suffix := strings.TrimPrefix(letter.ItemID, letter.Position.String()+"/"+r.name); strings.HasPrefix(suffix, suffixRefresh) {
-		d.unit.suffix = suffix
-	}
-	d.unit.scan = func(yield func(*cdc.Change, *table) error) error { return yield(change, t) }
-	if err := d.one(ctx, change, t); err != nil {
-		d.worker.letters.unclaim(open)
-		return err
-	}
-	if d.unit.sent == 0 {
-		d.worker.letters.unclaim(open)
-		result.Outcome, result.Reason = RetryUnwanted, "mapping "+r.name+" does not send this row any more: discard the letter"
-	}
-	if len(d.refuse) > 0 {
-		result.Outcome, result.Reason = RetryRejected, d.refuse[0].letter.Reason
-	}
-	if err := d.handOver(ctx); err != nil {
-		return err
-	}
-	b.settle(1)
-	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"maps"
@@ -60,12 +59,9 @@ func value(n int) cdc.Value {
 
 // message is pgoutput's for a row change.
 func message(op cdc.Op, oid uint32, values ...cdc.Value) []byte {
-	kind, mark := byte('I'), byte('N')
-	switch op {
-	case cdc.OpUpdate:
-		kind = 'U'
-	case cdc.OpDelete:
-		kind, mark = 'D', 'O'
+	kind, mark := map[cdc.Op]byte{cdc.OpInsert: 'I', cdc.OpUpdate: 'U', cdc.OpDelete: 'D'}[op], byte('N')
+	if op == cdc.OpDelete {
+		mark = 'O'
 	}
 	return cdc.AppendTuple(append(binary.BigEndian.AppendUint32([]byte{kind}, oid), mark), values)
 }
@@ -100,8 +96,8 @@ func blockWith(commit cdc.LSN, fill func(*cdc.Writer)) []byte {
 }
 
 // templates parses mappings as they stand in the YAML, for a sink whose items are any object.
-func templates(t testing.TB, text string) []*mapping.Template {
-	t.Helper()
+func templates(tb testing.TB, text string) []*mapping.Template {
+	tb.Helper()
 	var list []struct {
 		Name, Table string
 		On          []string
@@ -122,7 +118,7 @@ func templates(t testing.TB, text string) []*mapping.Template {
 		}
 	}
 	if err := yaml.Unmarshal([]byte(text), &list); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	spec := mapping.Spec{
 		Item: shape.Item{Root: &shape.Node{Kind: shape.Object, Open: true, Fields: []shape.Field{
@@ -152,18 +148,20 @@ func templates(t testing.TB, text string) []*mapping.Template {
 		}
 		template, problems := mapping.Parse(src, spec)
 		if err := problems.Err(); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		all = append(all, template)
 	}
 	if err := mapping.Link(all).Err(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return all
 }
 
-const plainMapping = `[{name: rows, table: t, item: {id: $id, v: $v}}]`
-const latestMapping = `[{name: rows, table: t, coalesce: latest, item: {id: $id, v: $v}}]`
+const (
+	plainMapping  = `[{name: rows, table: t, item: {id: $id, v: $v}}]`
+	latestMapping = `[{name: rows, table: t, coalesce: latest, item: {id: $id, v: $v}}]`
+)
 
 // sent is an item as the vendor sees it.
 type sent struct {
@@ -445,17 +443,17 @@ func testConfig() Config {
 }
 
 // testDeps uses one store for everything.
-func testDeps(t testing.TB, s *store, v Sink, mappings string) Deps {
-	t.Helper()
+func testDeps(tb testing.TB, s *store, v Sink, mappings string) Deps {
+	tb.Helper()
 	return Deps{
-		Blocks: s.cursor(), Letters: s, Pauses: s, Tracks: s, Sink: v, Mappings: templates(t, mappings),
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Blocks: s.cursor(), Letters: s, Pauses: s, Tracks: s, Sink: v, Mappings: templates(tb, mappings),
+		Logger: slog.New(slog.DiscardHandler),
 	}
 }
 
 // running starts a worker; stop ends it at once, as a crash would, and waits.
-func running(t testing.TB, w *Worker) (stop func()) {
-	t.Helper()
+func running(tb testing.TB, w *Worker) (stop func()) {
+	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
@@ -464,10 +462,10 @@ func running(t testing.TB, w *Worker) (stop func()) {
 		once.Do(func() {
 			cancel()
 			if err := <-done; err != nil {
-				t.Errorf("Run: %v", err)
+				tb.Errorf("Run: %v", err)
 			}
 		})
 	}
-	t.Cleanup(stop)
+	tb.Cleanup(stop)
 	return stop
 }

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
 // errStopped ends a wait that Drain has made pointless: what waits is left for the next start.
@@ -338,7 +340,7 @@ func (g *gate) publish() {
 	case StatePaused:
 		g.log.Info("sink paused", "was", before)
 	case StateRetrying, StateBlocked, StateHalted:
-		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", reason)
+		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", sinks.Masked(reason))
 	}
 }
 

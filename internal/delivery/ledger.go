@@ -26,9 +26,9 @@ type block struct {
 	ledger  *ledger
 }
 
-// settle says that n more items are settled for good.
-func (b *block) settle(n int64) {
-	if b.pending.Add(-n) == 0 {
+// settle says that one more item is settled for good.
+func (b *block) settle() {
+	if b.pending.Add(-1) == 0 {
 		b.ledger.settled(b)
 	}
 }

@@ -2,7 +2,6 @@ package delivery
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"strings"
 	"sync"
@@ -327,105 +326,4 @@ func (l *letters) outdated(b *batch, part []int32) bool {
 		l.worker.settleItem(b, part[0])
 	}
 	return drop
-}
-
-// RetryOutcome says what RetryLetters did about one letter.
-type RetryOutcome string
-
-// The outcomes.
-const (
-	RetryQueued     RetryOutcome = "queued"     // on its way: it is delivered, or parked again with its new reason
-	RetrySuperseded RetryOutcome = "superseded" // not sent: a newer state of its key was delivered since
-	RetryUnderWay   RetryOutcome = "under_way"  // an earlier retry has not ended
-	RetryUnwanted   RetryOutcome = "unwanted"   // the mapping as it is now does not send this row
-	RetryRejected   RetryOutcome = "rejected"   // the mapping as it is now cannot render it: parked again, Reason says why
-	RetryUnknown    RetryOutcome = "unknown"    // no letter of that ID, or its mapping is gone: Reason says which
-)
-
-// RetryResult is what RetryLetters did about one letter.
-type RetryResult struct {
-	ID      string       `json:"id"`
-	Outcome RetryOutcome `json:"outcome"`
-	Reason  string       `json:"reason,omitempty"`
-}
-
-type retryRequest struct {
-	letter Letter
-	force  bool
-	done   chan<- RetryResult // size 1
-}
-
-// ErrNotRunning is returned when a worker that does not run is asked to do something.
-var ErrNotRunning = errors.New("the sink's delivery does not run")
-
-// RetryLetters renders the letters' rows with the mappings as they are now and sends them, each in its place among the
-// changes of its key. A letter whose key has been delivered in a newer state since is not sent, unless force. It returns
-// when all are on their way, which takes as long as the sink's memory is full.
-func (w *Worker) RetryLetters(ctx context.Context, ids []string, force bool) ([]RetryResult, error) {
-	results := make([]RetryResult, 0, len(ids))
-	for _, id := range ids {
-		letter, ok, err := w.letters.store.Letter(ctx, id)
-		if err != nil {
-			return results, err
-		}
-		if !ok {
-			results = append(results, RetryResult{ID: id, Outcome: RetryUnknown, Reason: "no such dead letter"})
-			continue
-		}
-		done := make(chan RetryResult, 1)
-		select {
-		case w.retries <- retryRequest{letter: letter, force: force, done: done}:
-		case <-w.ended:
-			return results, ErrNotRunning
-		case <-w.draining.Done():
-			return results, ErrNotRunning
-		case <-ctx.Done():
-			return results, ctx.Err()
-		}
-		select {
-		case result := <-done:
-			results = append(results, result)
-		case <-w.ended:
-			return results, ErrNotRunning
-		case <-ctx.Done():
-			return results, ctx.Err()
-		}
-	}
-	return results, nil
-}
-
-// claim makes a letter the dispatcher's to send; otherwise it says why not.
-func (l *letters) claim(letter *Letter, force bool) (*openLetter, RetryOutcome) {
-	if letter.State != LetterOpen && !force {
-		return nil, RetrySuperseded
-	}
-	l.learnAgain(letter)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	open := l.byID[letter.ID]
-	switch {
-	case open.resending:
-		return nil, RetryUnderWay
-	case open.superseded && !force:
-		return nil, RetrySuperseded
-	}
-	open.resending, open.forced = true, force
-	return open, RetryQueued
-}
-
-// learnAgain makes a letter known that is retried by force although it was superseded.
-func (l *letters) learnAgain(letter *Letter) {
-	l.mu.Lock()
-	_, known := l.byID[letter.ID]
-	l.mu.Unlock()
-	if !known {
-		l.learn(letter)
-	}
-}
-
-// unclaim is for a claimed letter that is not sent after all.
-func (l *letters) unclaim(open *openLetter) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	open.resending = false
 }

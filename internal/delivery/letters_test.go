@@ -236,6 +236,32 @@ func TestAcceptedItemsSurviveARestart(t *testing.T) {
 	})
 }
 
+func TestRecalledPositions(t *testing.T) {
+	at := func(commit cdc.LSN) cdc.Position { return cdc.Position{Commit: commit, Ordinal: 1} }
+	m, key := &renderer{name: "rows"}, []byte("t\x00\x011")
+	for _, c := range []struct {
+		name  string
+		known recalled
+		pos   cdc.Position
+		read  bool
+		want  bool
+	}{
+		{"same", recalled{streamed: at(5)}, at(5), false, true},
+		{"older", recalled{streamed: at(5)}, at(4), false, true},
+		{"newer", recalled{streamed: at(5)}, at(6), false, false},
+		{"row read", recalled{read: at(5)}, at(5), true, true},
+		{"row read before the change", recalled{streamed: at(5)}, at(4), true, true},
+		{"row read after the change, or before it was visible", recalled{streamed: at(5)}, at(6), true, false},
+		{"change after the row", recalled{read: at(5)}, at(6), false, false},
+		{"change before the row, or not visible yet", recalled{read: at(5)}, at(4), false, false},
+	} {
+		tr := &tracker{recalled: map[string]recalled{letterKey("rows", string(key)): c.known}}
+		if got := tr.has(m, key, c.pos, c.read); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
 // An acceptance whose storing takes long keeps no lane waiting.
 func TestQueueThroughput(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -19,14 +19,13 @@ import (
 
 // chaos is a vendor that answers at random, except that poisoned values are never taken.
 type chaos struct {
-	mu       sync.Mutex
-	rnd      *rand.Rand
-	byItem   bool // has item results; otherwise one poisoned item spoils its request
-	poison   func(v int) bool
-	tracking bool
-	newest   map[int]int // by id: the newest v that was acknowledged
-	taken    map[int]bool
-	problem  error
+	mu      sync.Mutex
+	rnd     *rand.Rand
+	byItem  bool // has item results; otherwise one poisoned item spoils its request
+	poison  func(v int) bool
+	newest  map[int]int // by id: the newest v that was acknowledged
+	taken   map[int]bool
+	problem error
 }
 
 func (*chaos) Limits() sinks.Limits { return sinks.Limits{} }
@@ -152,6 +151,7 @@ func TestSettlement(t *testing.T) {
 
 // settlement runs one history: blocks of keys, delivered with crashes in between.
 func settlement(t *testing.T, cfg Config, vendor *chaos, blocks [][]int, crashes int, mapping string, latest bool) {
+	t.Helper()
 	s := newStore()
 	model := &settlementModel{s: s, vendor: vendor, latest: latest}
 	v := 0

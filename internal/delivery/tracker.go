@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"iter"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,9 +62,14 @@ type tracker struct {
 	end      chan struct{} // closed with closed
 
 	// recalled are the newest accepted positions by mapping and key, as the store had them at the start: what a restart brings
-	// again up to there is with the vendor already. Read-only after load.
-	recalled map[string]cdc.Position
+	// again up to there is with the vendor already. Owned by the dispatcher after load.
+	recalled map[string]recalled
 }
+
+// recalled are positions of streamed changes and of rows that a backfill read, whose order differs; zero means none.
+type recalled struct{ streamed, read cdc.Position }
+
+const suffixRead = "/read" // mapping.Part.Suffix of a backfilled row
 
 type accepted struct {
 	item   Tracked
@@ -78,7 +84,7 @@ func newTracker(w *Worker, confirmer Confirmer, store Tracks) *tracker {
 		worker: w, confirmer: confirmer, store: store,
 		limiter: rate.NewLimiter(rate.Limit(w.cfg.ConfirmRate), max(1, int(w.cfg.ConfirmRate))),
 		work:    make(chan struct{}, 1), ask: make(chan struct{}, 1), room: make(chan struct{}, 1), end: make(chan struct{}),
-		recalled: make(map[string]cdc.Position),
+		recalled: make(map[string]recalled),
 	}
 }
 
@@ -91,9 +97,13 @@ func (t *tracker) load(ctx context.Context) error {
 			return err
 		}
 		key := letterKey(item.Letter.Mapping, item.Letter.Key)
-		if before, ok := t.recalled[key]; !ok || before.Compare(item.Letter.Position) < 0 {
-			t.recalled[key] = item.Letter.Position
+		known := t.recalled[key]
+		if strings.HasSuffix(item.Letter.ItemID, suffixRead) {
+			known.read = newer(known.read, item.Letter.Position)
+		} else {
+			known.streamed = newer(known.streamed, item.Letter.Position)
 		}
+		t.recalled[key] = known
 		t.due = append(t.due, &confirmation{id: item.Letter.ItemID, tracking: item.Tracking, acceptedAt: item.AcceptedAt})
 		t.open++
 	}
@@ -101,13 +111,42 @@ func (t *tracker) load(ctx context.Context) error {
 	return nil
 }
 
-// has says whether a change was accepted before the last restart.
-func (t *tracker) has(m *renderer, key []byte, pos cdc.Position) bool {
+func newer(a, b cdc.Position) cdc.Position {
+	if a.Compare(b) < 0 {
+		return b
+	}
+	return a
+}
+
+// has says whether a change, or a newer one of its key, was accepted before the last restart.
+//
+// A row read at an LSN is in the stream before every change that was committed behind it. A change that was committed before
+// may have come before or after the row, since it need not have been visible yet: then both are sent again, in order.
+func (t *tracker) has(m *renderer, key []byte, pos cdc.Position, read bool) bool {
 	if len(t.recalled) == 0 {
 		return false
 	}
-	newest, ok := t.recalled[letterKey(m.name, string(key))]
-	return ok && pos.Compare(newest) <= 0
+	id := letterKey(m.name, string(key))
+	known, ok := t.recalled[id]
+	if !ok {
+		return false
+	}
+	same, other := known.streamed, known.read
+	if read {
+		same, other = other, same
+	}
+	switch {
+	case pos.Compare(same) <= 0:
+		return true
+	case other == cdc.Position{}:
+		return false
+	case pos.Compare(other) > 0 && !read:
+		return false
+	case pos.Compare(other) < 0 && read:
+		return true
+	}
+	delete(t.recalled, id)
+	return false
 }
 
 // accept takes over an item that the vendor has accepted. While too many are undecided it waits.
@@ -226,7 +265,7 @@ func (t *tracker) tracked(ctx context.Context, a *accepted) error {
 		w.keys.done(a.hash)
 	}
 	for _, b := range a.blocks {
-		b.settle(1)
+		b.settle()
 	}
 	w.memory.batch(-1)
 	t.plan(&confirmation{id: a.item.Letter.ItemID, tracking: a.item.Tracking, acceptedAt: a.item.AcceptedAt}, firstConfirm)
