@@ -75,6 +75,8 @@ delivers them to StopChurn, Fanbase and Fanatics, in order and at least once, as
 		return root // cannot be: the flag exists
 	}
 	commands := []*cobra.Command{
+		newDemoCommand(a),
+		newSandboxCommand(a),
 		newRunCommand(a),
 		newCheckCommand(a),
 		newStatusCommand(a),
