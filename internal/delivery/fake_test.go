@@ -199,17 +199,31 @@ func (v *vendor) Deliver(ctx context.Context, items []sinks.Item, key string) ([
 	}
 	v.requests = append(v.requests, request)
 	v.keys = append(v.keys, key)
+	answer := v.answer
 	v.mu.Unlock()
-	if v.answer == nil {
+	if answer == nil {
 		return allDelivered(items), nil
 	}
-	return v.answer(ctx, request)
+	return answer(ctx, request)
+}
+
+// change replaces the script while requests are under way.
+func (v *vendor) change(answer func(ctx context.Context, items []sent) ([]sinks.Outcome, error)) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.answer = answer
 }
 
 func (v *vendor) seen() [][]sent {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return slices.Clone(v.requests)
+}
+
+func (v *vendor) idempotencyKeys() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.keys)
 }
 
 func allDelivered[T any](items []T) []sinks.Outcome {
@@ -422,6 +436,12 @@ func (s *store) parked(state LetterState) (vs []int) {
 	}
 	slices.Sort(vs)
 	return vs
+}
+
+func (s *store) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failing = err
 }
 
 func (s *store) settledUpTo() uint64 {

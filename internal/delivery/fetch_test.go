@@ -196,7 +196,7 @@ func TestRefreshSendsTheRootOnce(t *testing.T) {
 		if c, err := cdc.DecodeChange(l.Change); err != nil || c.Relation.Name != "t" || string(c.New[1].Data) != "77" || l.Mapping != "rows" {
 			t.Fatalf("letter %+v: %v", l, err)
 		}
-		v.answer = nil
+		v.change(nil)
 		if got := retry(t, w, false, l.ID); got[0].Outcome != RetryQueued {
 			t.Errorf("results %+v", got)
 		}

@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"math"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -96,19 +97,20 @@ func TestSlowAnswersLowerConcurrency(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore()
 		backlog(s, 1000)
-		takes := 100 * time.Millisecond
-		v := newSlowVendor(func() time.Duration { return takes }, func(int) bool { return false })
+		var takes atomic.Int64
+		takes.Store(int64(100 * time.Millisecond))
+		v := newSlowVendor(func() time.Duration { return time.Duration(takes.Load()) }, func(int) bool { return false })
 		cfg := testConfig()
 		cfg.Concurrency, cfg.Batch.Items = 16, 1
 		w := New(cfg, testDeps(t, s, v, plainMapping))
 		running(t, w)
 		time.Sleep(10 * time.Second)
-		takes = 10 * time.Second
+		takes.Store(int64(10 * time.Second))
 		time.Sleep(2 * time.Minute)
 		if n := w.Status().Concurrency; n > 8 {
 			t.Errorf("concurrency %d while answers take a hundred times the usual", n)
 		}
-		takes = 100 * time.Millisecond
+		takes.Store(int64(100 * time.Millisecond))
 		time.Sleep(time.Minute)
 		if n := w.Status().Concurrency; n != 16 {
 			t.Errorf("concurrency %d after recovery", n)
@@ -142,6 +144,8 @@ func TestCircuitProbesWithOneRequest(t *testing.T) {
 		v.most = v.now
 		v.mu.Unlock()
 		time.Sleep(time.Hour)
+		v.mu.Lock()
+		defer v.mu.Unlock()
 		if v.most != 1 {
 			t.Errorf("%d requests at once at a vendor that is down", v.most)
 		}

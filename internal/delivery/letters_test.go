@@ -37,7 +37,7 @@ func TestRetriedLetterIsDeliveredInItsPlace(t *testing.T) {
 		if l := s.letter("0/A#2/rows"); l.State != LetterOpen || l.Attempts < 2 {
 			t.Errorf("a letter that was refused again: %+v", l)
 		}
-		v.answer = nil
+		v.change(nil)
 		retry(t, w, false, id)
 		synctest.Wait()
 		if l := s.letter("0/A#2/rows"); l.State != LetterDelivered {
@@ -62,7 +62,7 @@ func TestNewerStateSupersedesLetters(t *testing.T) {
 		if l := s.letter("0/A#2/rows"); l.State != LetterSuperseded {
 			t.Fatalf("letter %+v", l)
 		}
-		v.answer = nil
+		v.change(nil)
 		if got := retry(t, w, false, "letter 0/A#2/rows"); got[0].Outcome != RetrySuperseded {
 			t.Errorf("results %+v", got)
 		}
@@ -87,10 +87,10 @@ func TestLetterBehindNewerStateIsNotSent(t *testing.T) {
 		w := New(oneLane(), testDeps(t, s, v, plainMapping))
 		running(t, w)
 		synctest.Wait()
-		v.answer = func(_ context.Context, items []sent) ([]sinks.Outcome, error) {
+		v.change(func(_ context.Context, items []sent) ([]sinks.Outcome, error) {
 			time.Sleep(time.Second)
 			return allDelivered(items), nil
-		}
+		})
 		s.append(blockOf(20, row{op: cdc.OpUpdate, id: 2, v: 3}))
 		synctest.Wait()
 		if got := retry(t, w, false, "letter 0/A#2/rows"); got[0].Outcome != RetryQueued {
@@ -112,16 +112,14 @@ func TestLetterBehindNewerStateIsNotSent(t *testing.T) {
 func TestLettersAreStoredBeforeSettling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, v := newStore(blockOf(10, inserts(1, 2)...)), &vendor{answer: poisoned(2)}
-		s.failing = errStore
+		s.fail(errStore)
 		w := New(testConfig(), testDeps(t, s, v, plainMapping))
 		running(t, w)
 		time.Sleep(time.Hour)
 		if st := w.Status(); st.State != StateRetrying || !strings.Contains(st.Reason, errStore.Error()) || s.settledUpTo() != 0 {
 			t.Errorf("status %+v, settled %d", st, s.settledUpTo())
 		}
-		s.mu.Lock()
-		s.failing = nil
-		s.mu.Unlock()
+		s.fail(nil)
 		time.Sleep(time.Minute)
 		if st := w.Status(); st.State != StateRunning || s.settledUpTo() != 1 || len(s.letters) != 1 {
 			t.Errorf("status %+v", st)

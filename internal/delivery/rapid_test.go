@@ -137,12 +137,12 @@ func TestSettlement(t *testing.T) {
 			poison: func(v int) bool { return v%13 == 5 },
 		}
 		blocks := rapid.SliceOfN(rapid.SliceOfN(rapid.IntRange(1, 6), 0, 12), 1, 12).Draw(rt, "blocks")
-		crashes := rapid.IntRange(0, 3).Draw(rt, "crashes")
+		lives := rapid.SliceOfN(rapid.IntRange(0, 2000), 0, 3).Draw(rt, "milliseconds until each crash")
 		mapping := plainMapping
 		if latest {
 			mapping = latestMapping
 		}
-		synctest.Test(t, func(t *testing.T) { settlement(t, cfg, vendor, blocks, crashes, mapping, latest) })
+		synctest.Test(t, func(t *testing.T) { settlement(t, cfg, vendor, blocks, lives, mapping, latest) })
 		if vendor.problem != nil {
 			rt.Fatal(vendor.problem)
 		}
@@ -150,7 +150,7 @@ func TestSettlement(t *testing.T) {
 }
 
 // settlement runs one history: blocks of keys, delivered with crashes in between.
-func settlement(t *testing.T, cfg Config, vendor *chaos, blocks [][]int, crashes int, mapping string, latest bool) {
+func settlement(t *testing.T, cfg Config, vendor *chaos, blocks [][]int, lives []int, mapping string, latest bool) {
 	t.Helper()
 	s := newStore()
 	model := &settlementModel{s: s, vendor: vendor, latest: latest}
@@ -170,9 +170,9 @@ func settlement(t *testing.T, cfg Config, vendor *chaos, blocks [][]int, crashes
 			model.settled(last + 1)
 		}
 	}
-	for range crashes {
+	for _, life := range lives { // each ends with a crash
 		stop := running(t, New(cfg, testDeps(t, s, vendor, mapping)))
-		time.Sleep(time.Duration(vendor.rnd.IntN(2000)) * time.Millisecond)
+		time.Sleep(time.Duration(life) * time.Millisecond)
 		stop()
 		vendor.restarted()
 	}
