@@ -35,7 +35,7 @@ type dispatcher struct {
 	unit    unit
 	refuse  []refusal
 	filling []*lane     // that have an open batch
-	freed   chan *batch // recycled batches; one in flight and one to come for each lane, more go to the collector
+	freed   chan *batch // recycled batches
 }
 
 // renderer is one mapping.
@@ -94,14 +94,17 @@ type fatalError struct{ err error }
 func (e *fatalError) Error() string { return e.err.Error() }
 func (e *fatalError) Unwrap() error { return e.err }
 
+// recycled is how many empty batches are kept: half of what fits into the default memory when they are large.
+const recycled = 16
+
 func newDispatcher(w *Worker, templates []*mapping.Template, source Source) *dispatcher {
 	d := &dispatcher{worker: w, source: source, seed: maphash.MakeSeed(), roots: make(map[mapping.Table]*table)}
 	d.merger, _ = w.sink.(Merger)
-	d.freed = make(chan *batch, 2*len(w.lanes))
+	d.freed = make(chan *batch, recycled)
 	for _, t := range templates {
 		table := t.Source.Table.String()
 		d.renderers = append(d.renderers, &renderer{
-			template: t, name: t.Source.Name, table: table, counters: w.metrics.table(table),
+			template: t, name: t.Source.Name, table: table, counters: &itemCounters{items: w.metrics.items, table: table},
 		})
 		d.booking = d.booking || len(t.Source.Parents) > 0
 	}

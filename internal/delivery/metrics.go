@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -96,17 +97,20 @@ func (m *metrics) setState(state State) {
 	}
 }
 
-// itemCounters are the counters of one table, so that no label is looked up per item.
-type itemCounters [ops][outcomes]prometheus.Counter
+// itemCounters are the counters of one table, made when they are first needed, so that no label is looked up per item.
+type itemCounters struct {
+	items *prometheus.CounterVec
+	table string
+	known [ops][outcomes]atomic.Pointer[prometheus.Counter]
+}
 
-func (m *metrics) table(name string) *itemCounters {
-	counters := new(itemCounters)
-	for op := cdc.OpInsert; int(op) < ops; op++ {
-		for o := range outcomes {
-			counters[op][o] = m.items.WithLabelValues(name, op.String(), outcomeNames[o])
-		}
+func (c *itemCounters) of(op cdc.Op, o outcome) prometheus.Counter {
+	if known := c.known[op][o].Load(); known != nil {
+		return *known
 	}
-	return counters
+	counter := c.items.WithLabelValues(c.table, op.String(), outcomeNames[o])
+	c.known[op][o].Store(&counter)
+	return counter
 }
 
 // countItems counts items of one batch, a run of equal ones at once.
@@ -123,7 +127,7 @@ func (w *Worker) countItems(b *batch, items []int32, o outcome) {
 
 func (w *Worker) count(r *renderer, op cdc.Op, o outcome, n int) {
 	if n > 0 {
-		r.counters[op][o].Add(float64(n))
+		r.counters.of(op, o).Add(float64(n))
 		w.counts[o].Add(uint64(n))
 	}
 }
