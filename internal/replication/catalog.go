@@ -151,6 +151,14 @@ func loadTypes(ctx context.Context, q querier, oids []uint32) (map[uint32]*cdc.T
 	if len(ask) == 0 {
 		return types, nil
 	}
+	if err := queryTypes(ctx, q, ask, types); err != nil {
+		return nil, err
+	}
+	return types, nil
+}
+
+// queryTypes adds the types of the OIDs that are asked for.
+func queryTypes(ctx context.Context, q querier, ask []uint32, types map[uint32]*cdc.Type) error {
 	rows, err := q.Query(ctx, `
 		with recursive elem(oid, elem) as materialized (
 			select oid, typbasetype from pg_type where typtype = 'd'
@@ -175,11 +183,11 @@ func loadTypes(ctx context.Context, q querier, oids []uint32) (map[uint32]*cdc.T
 		left join elem e on e.oid = t.oid
 		left join pg_type member on member.typarray = t.oid`, ask)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[typeRow])
 	if err != nil {
-		return nil, fmt.Errorf("pg_type: %w", err)
+		return fmt.Errorf("pg_type: %w", err)
 	}
 	b := typeBuilder{rows: make(map[uint32]typeRow, len(found)), types: types}
 	for _, row := range found {
@@ -188,7 +196,7 @@ func loadTypes(ctx context.Context, q querier, oids []uint32) (map[uint32]*cdc.T
 	for _, oid := range ask {
 		b.build(oid)
 	}
-	return types, nil
+	return nil
 }
 
 type typeBuilder struct {
@@ -196,10 +204,8 @@ type typeBuilder struct {
 	types map[uint32]*cdc.Type
 }
 
+// build makes a type of its row. It is nil where there is none.
 func (b *typeBuilder) build(oid uint32) *cdc.Type {
-	if t := builtinTypes[oid]; t != nil {
-		return t
-	}
 	if t := b.types[oid]; t != nil {
 		return t
 	}

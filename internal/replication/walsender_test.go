@@ -33,7 +33,7 @@ type update struct {
 type offline struct {
 	stream  *Stream
 	log     *memLog
-	catalog *staticCatalog
+	catalog relationSource
 	timeout time.Duration // wal_sender_timeout
 }
 
