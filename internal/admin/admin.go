@@ -129,7 +129,6 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
-	s.logger.Info("admin listener ready", "address", l.Addr().String())
 	running := pool.New().WithContext(ctx).WithCancelOnError()
 	running.Go(func(context.Context) error {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
