@@ -52,3 +52,19 @@ func (s *snapshot) seesAll(xids []uint32) bool {
 	}
 	return true
 }
+
+// seenByLater says whether every snapshot taken after this one sees the committed transaction.
+func (s *snapshot) seenByLater(xid uint32) bool { return int32(xid-s.xmin) < 0 }
+
+// String is the form that parseSnapshot reads.
+func (s *snapshot) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d:%d:", s.xmin, s.xmax)
+	for i, xid := range s.running {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(strconv.FormatUint(uint64(xid), 10))
+	}
+	return b.String()
+}
