@@ -155,13 +155,22 @@ func shownLetter(l *buffer.Letter) (admin.Letter, error) {
 	return shown, err
 }
 
-// shownKey is a key without its scope: the values, separated by commas.
+// shownKey is a key (mapping.Part.Key) without its scope: the values, separated by commas.
 func shownKey(key string) string {
+	const value = "\x01" // what follows the separator of a value that is not null
 	_, values, ok := strings.Cut(key, "\x00")
 	if !ok {
 		return key
 	}
-	return strings.ReplaceAll(values, "\x00", ",")
+	shown := strings.Split(values, "\x00")
+	for i, v := range shown {
+		text, known := strings.CutPrefix(v, value)
+		if !known {
+			text = "null"
+		}
+		shown[i] = text
+	}
+	return strings.Join(shown, ",")
 }
 
 // shownRow has every column that was received in Postgres's text form.
