@@ -273,8 +273,8 @@ const diskReserve = 128 << 20
 // would hold room themselves.
 func (b *Buffer) awaitRoom(ctx context.Context, size, parts int) error {
 	need := uint64(size + parts*recordBytes)
-	for b.dir != nil {
-		free, err := b.freeSpace()
+	for b.space != nil {
+		free, err := b.space()
 		if err != nil {
 			return err
 		}

@@ -88,10 +88,11 @@ type Buffer struct {
 	metrics *metrics
 	writer  string // distinguishes the blocks of this Buffer from those of any other
 
-	dir    *os.File       // the locked folder; nil with an external cluster
-	server *server.Server // nil with an external cluster
-	write  *nats.Conn     // publishes and asks the API
-	read   *nats.Conn     // reads: the server answers reads in a connection's read loop, where they would hold up writes
+	dir    *os.File               // the locked folder; nil with an external cluster
+	server *server.Server         // nil with an external cluster
+	space  func() (uint64, error) // bytes that are free on the folder's disk; nil with an external cluster
+	write  *nats.Conn             // publishes and asks the API
+	read   *nats.Conn             // reads: the server answers reads in a connection's read loop, where they would hold up writes
 	js     jetstream.JetStream
 	values jetstream.KeyValue
 	loops  conc.WaitGroup
@@ -249,7 +250,7 @@ func (b *Buffer) createStreams(ctx context.Context) error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("stream %s: %w", cfg.Name, err)
+			return &Error{Reason: "create or update stream " + cfg.Name, Err: err, Solution: "see that the account has room, and the cluster servers, for buffer.max_size and buffer.nats.replicas"}
 		}
 	}
 	err := b.retry(ctx, "create bucket", func(ctx context.Context) (err error) {

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -28,36 +30,37 @@ func TestMain(m *testing.M) {
 }
 
 // logTo sends what the buffer logs to the test's output.
-func logTo(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(t.Output(), nil))
+func logTo(tb testing.TB) *slog.Logger {
+	tb.Helper()
+	return slog.New(slog.NewTextHandler(tb.Output(), nil))
 }
 
-func open(t testing.TB, cfg Config) *Buffer {
-	t.Helper()
+func open(tb testing.TB, cfg Config) *Buffer {
+	tb.Helper()
 	if cfg.Pipeline == "" {
 		cfg.Pipeline = "test"
 	}
-	b, err := Open(t.Context(), cfg, logTo(t), prometheus.NewRegistry())
+	b, err := Open(tb.Context(), cfg, logTo(tb), prometheus.NewRegistry())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }
 
-func shut(t testing.TB, b *Buffer) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // t.Context has ended when a cleanup runs
+func shut(tb testing.TB, b *Buffer) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // tb.Context has ended when a cleanup runs
 	defer cancel()
 	if err := b.Close(ctx); err != nil {
-		t.Error(err)
+		tb.Error(err)
 	}
 }
 
 // opened is open, and shut when the test ends.
-func opened(t testing.TB, cfg Config) *Buffer {
-	t.Helper()
-	b := open(t, cfg)
-	t.Cleanup(func() { shut(t, b) })
+func opened(tb testing.TB, cfg Config) *Buffer {
+	tb.Helper()
+	b := open(tb, cfg)
+	tb.Cleanup(func() { shut(tb, b) })
 	return b
 }
 
@@ -70,78 +73,78 @@ func block(size int, end cdc.LSN) []byte {
 	return w.Seal(nil, nil)
 }
 
-func endOf(t testing.TB, block []byte) cdc.LSN {
-	t.Helper()
+func endOf(tb testing.TB, block []byte) cdc.LSN {
+	tb.Helper()
 	footer, err := cdc.ReadFooter(block)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return footer.Resume.End
 }
 
-func appendAll(t testing.TB, b *Buffer, blocks ...[]byte) {
-	t.Helper()
+func appendAll(tb testing.TB, b *Buffer, blocks ...[]byte) {
+	tb.Helper()
 	for _, block := range blocks {
-		if err := b.Append(t.Context(), block); err != nil {
-			t.Fatal(err)
+		if err := b.Append(tb.Context(), block); err != nil {
+			tb.Fatal(err)
 		}
 	}
 }
 
-func wantTail(t testing.TB, b *Buffer, end cdc.LSN) {
-	t.Helper()
-	footer, ok, err := b.Tail(t.Context())
+func wantTail(tb testing.TB, b *Buffer, end cdc.LSN) {
+	tb.Helper()
+	footer, ok, err := b.Tail(tb.Context())
 	if err != nil || ok != (end != 0) || footer.Resume.End != end {
-		t.Fatalf("Tail = %v, %v, %v, want %v", footer.Resume.End, ok, err, end)
+		tb.Fatalf("Tail = %v, %v, %v, want %v", footer.Resume.End, ok, err, end)
 	}
 }
 
-func sinkOf(t testing.TB, b *Buffer, name string) *Sink {
-	t.Helper()
-	s, err := b.Sink(t.Context(), name)
+func sinkOf(tb testing.TB, b *Buffer, name string) *Sink {
+	tb.Helper()
+	s, err := b.Sink(tb.Context(), name)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(s.Close)
+	tb.Cleanup(s.Close)
 	return s
 }
 
 // wantNext reads blocks and compares them.
-func wantNext(t testing.TB, s *Sink, want ...[]byte) (last Block) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+func wantNext(tb testing.TB, s *Sink, want ...[]byte) (last Block) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 10*time.Second)
 	defer cancel()
 	for i, w := range want {
 		got, err := s.Next(ctx)
 		if err != nil {
-			t.Fatalf("block %d: %v", i, err)
+			tb.Fatalf("block %d: %v", i, err)
 		}
 		if !bytes.Equal(got.Data, w) {
-			t.Fatalf("block %d of %d bytes that ends at %v, want %d bytes that end at %v", i, len(got.Data), endOf(t, got.Data), len(w), endOf(t, w))
+			tb.Fatalf("block %d of %d bytes that ends at %v, want %d bytes that end at %v", i, len(got.Data), endOf(tb, got.Data), len(w), endOf(tb, w))
 		}
 		if got.Seq <= last.Seq || got.Stored.IsZero() {
-			t.Fatalf("block %d after %d, stored %v", got.Seq, last.Seq, got.Stored)
+			tb.Fatalf("block %d after %d, stored %v", got.Seq, last.Seq, got.Stored)
 		}
 		last = got
 	}
 	return last
 }
 
-func wantNone(t testing.TB, s *Sink) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+func wantNone(tb testing.TB, s *Sink) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 20*time.Millisecond)
 	defer cancel()
 	if b, err := s.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("Next = block %d, %v, want none", b.Seq, err)
+		tb.Fatalf("Next = block %d, %v, want none", b.Seq, err)
 	}
 }
 
 // eventually polls until ok or ten seconds have passed.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
+func eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
+			tb.Fatalf("not within 10 s: %s", what)
 		}
 	}
 }
@@ -383,6 +386,54 @@ func TestBlockThatNeverFitsIsAnOperatorsMatter(t *testing.T) {
 	}
 }
 
+func TestFullDiskPausesBeforeNATSMeetsIt(t *testing.T) {
+	b := opened(t, Config{Dir: t.TempDir()})
+	var free atomic.Uint64
+	b.space = func() (uint64, error) { return free.Load(), nil }
+	done := make(chan error, 1)
+	go func() { done <- b.Append(t.Context(), block(10, 100)) }()
+	eventually(t, "full", func() bool { return b.Stats().FullReason == "disk" })
+	if err := b.SetValue(t.Context(), "name", []byte("value")); err != nil {
+		t.Errorf("a small value on the reserve: %v", err)
+	}
+	free.Store(1 << 40)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	b, err := Open(t.Context(), Config{Dir: t.TempDir(), Pipeline: "test", Sinks: []string{"crm"}}, logTo(t), reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { shut(t, b) })
+	appendAll(t, b, block(10, 100), block(10, 200))
+	if err := b.Park(t.Context(), []Letter{letter("crm", 1)}); err != nil {
+		t.Fatal(err)
+	}
+	const want = `
+# HELP cdcsync_buffer_appended_blocks_total Blocks stored.
+# TYPE cdcsync_buffer_appended_blocks_total counter
+cdcsync_buffer_appended_blocks_total 2
+# HELP cdcsync_buffer_dead_letters Dead letters.
+# TYPE cdcsync_buffer_dead_letters gauge
+cdcsync_buffer_dead_letters{sink="crm",state="open"} 1
+cdcsync_buffer_dead_letters{sink="crm",state="superseded"} 0
+# HELP cdcsync_buffer_lag_blocks Blocks that a sink has not settled.
+# TYPE cdcsync_buffer_lag_blocks gauge
+cdcsync_buffer_lag_blocks{sink="crm"} 2
+`
+	err = testutil.GatherAndCompare(reg, strings.NewReader(want), "cdcsync_buffer_appended_blocks_total", "cdcsync_buffer_dead_letters", "cdcsync_buffer_lag_blocks")
+	if err != nil {
+		t.Error(err)
+	}
+	if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v, %v", problems, err)
+	}
+}
+
 func TestMaxSizeIsAppliedAtOpen(t *testing.T) {
 	cfg := Config{Dir: t.TempDir(), MaxSize: 10 << 20, Sinks: []string{"crm"}}
 	b := open(t, cfg)
@@ -512,16 +563,16 @@ func TestSourceAndValues(t *testing.T) {
 }
 
 // listen starts a NATS server of its own on a loopback port.
-func listen(t testing.TB) (url string) {
-	t.Helper()
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
+func listen(tb testing.TB) (url string) {
+	tb.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: tb.TempDir(), NoSigs: true, NoLog: true})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	tb.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
 	if !s.ReadyForConnections(10 * time.Second) {
-		t.Fatal("no NATS server")
+		tb.Fatal("no NATS server")
 	}
 	return s.ClientURL()
 }
@@ -554,6 +605,22 @@ func TestTwoWritersDoNotInterleave(t *testing.T) {
 	}
 	wantTail(t, active, 200)
 	wantNone(t, sinkOf(t, active, "crm"))
+}
+
+func TestServerWithoutJetStream(t *testing.T) {
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("no NATS server")
+	}
+	_, err = Open(t.Context(), Config{NATS: &NATSConfig{URL: s.ClientURL()}, Pipeline: "test"}, logTo(t), nil)
+	if !IsPermanent(err) || !strings.Contains(err.Error(), "enable it") {
+		t.Fatalf("Open = %v", err)
+	}
 }
 
 func TestNoServer(t *testing.T) {

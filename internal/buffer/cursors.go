@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -109,10 +110,7 @@ func (b *Buffer) saveCursors(ctx context.Context) error {
 
 	for {
 		b.mu.Lock()
-		version, snapshot := c.version, make(map[string]cursor, len(c.now))
-		for sink, at := range c.now {
-			snapshot[sink] = at
-		}
+		version, snapshot := c.version, maps.Clone(c.now)
 		b.mu.Unlock()
 		value, err := json.Marshal(snapshot)
 		if err != nil {

@@ -23,12 +23,12 @@ func letter(sink string, n int) Letter {
 	}
 }
 
-func lettersOf(t testing.TB, b *Buffer, f LetterFilter) []Letter {
-	t.Helper()
+func lettersOf(tb testing.TB, b *Buffer, f LetterFilter) []Letter {
+	tb.Helper()
 	var all []Letter
-	for l, err := range b.Letters(t.Context(), f) {
+	for l, err := range b.Letters(tb.Context(), f) {
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		all = append(all, l)
 	}

@@ -105,6 +105,9 @@ func received(m *nats.Msg) (message, error) {
 	return message{seq: seq, subject: m.Header.Get(jetstream.SubjectHeader), header: m.Header, data: m.Data, at: at}, nil
 }
 
+// replicaLag is how long to wait for a replica that does not have yet what the leader has acknowledged.
+const replicaLag = 5 * time.Millisecond
+
 // scan calls f for each message that the stream has at the moment, or that matches subject, in order of their sequences,
 // until f fails. f may change the stream: what it adds is not read.
 func (b *Buffer) scan(ctx context.Context, stream, subject string, from uint64, f func(message) error) error {
@@ -124,8 +127,17 @@ func (b *Buffer) scan(ctx context.Context, stream, subject string, from uint64, 
 			messages, err = s.fetch(ctx, next, subject, chunk)
 			return err
 		})
-		if err != nil || len(messages) == 0 {
+		if err != nil {
 			return err
+		}
+		if len(messages) == 0 && subject == "" { // what was purged is at the front: a replica lags behind the leader
+			if err := pause(ctx, replicaLag); err != nil {
+				return err
+			}
+			continue
+		}
+		if len(messages) == 0 {
+			return nil
 		}
 		for _, m := range messages {
 			if m.seq > info.State.LastSeq {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -51,8 +52,17 @@ func (b *Buffer) connect(ctx context.Context) (err error) {
 	if err := checkVersion(b.write.ConnectedServerVersion()); err != nil {
 		return err
 	}
-	b.js, err = jetstream.New(b.write)
-	return err
+	if b.js, err = jetstream.New(b.write); err != nil {
+		return err
+	}
+	err = b.retry(ctx, "account", func(ctx context.Context) error {
+		_, err := b.js.AccountInfo(ctx)
+		return err
+	})
+	if err != nil {
+		return &Error{Reason: "use JetStream", Err: err, Solution: "enable it on the servers and for the account of buffer.nats"}
+	}
+	return nil
 }
 
 func dial(url string, options []nats.Option) (*nats.Conn, error) {
@@ -109,7 +119,7 @@ func (b *Buffer) startServer() error {
 	if err != nil {
 		return fmt.Errorf("embedded NATS in %s: %w", b.cfg.Dir, err)
 	}
-	b.server = s
+	b.server, b.space = s, b.freeSpace
 	s.SetLogger(serverLog{b.logger}, false, false)
 	s.Start() // recovers the streams before it returns
 	const started = 30 * time.Second
@@ -171,8 +181,8 @@ func (serverLog) Noticef(string, ...any)           {}
 func (serverLog) Debugf(string, ...any)            {}
 func (serverLog) Tracef(string, ...any)            {}
 
-// attemptTimeout is for one request. A leader election takes a few seconds.
-const attemptTimeout = 10 * time.Second
+// attemptTimeout is for one request. Trying again is safe, so it need not outlast a leader election.
+const attemptTimeout = 5 * time.Second
 
 // retry calls f until it succeeds, fails for good, or ctx ends. f gets a context for one attempt.
 func (b *Buffer) retry(ctx context.Context, what string, f func(context.Context) error) error {
@@ -201,17 +211,23 @@ func (b *Buffer) retry(ctx context.Context, what string, f func(context.Context)
 
 // isTransient says whether the same request may succeed later without an operator.
 func isTransient(err error) bool {
+	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
+		return false
+	}
 	for _, e := range []error{
-		context.DeadlineExceeded, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrReconnectBufExceeded,
+		context.DeadlineExceeded, io.EOF, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrReconnectBufExceeded,
 		nats.ErrConnectionReconnecting, nats.ErrStaleConnection, nats.ErrNoServers, jetstream.ErrNoStreamResponse,
 	} {
 		if errors.Is(err, e) {
 			return true
 		}
 	}
+	if _, ok := errors.AsType[net.Error](err); ok {
+		return true
+	}
 	var api *jetstream.APIError
-	const unavailable = 503 // no leader, JetStream is starting, too many requests in flight
-	return errors.As(err, &api) && api.Code == unavailable
+	const unavailable, notAssigned, notLeader = 503, 10007, 10009 // while servers start or elect
+	return errors.As(err, &api) && (api.Code == unavailable || api.ErrorCode == notAssigned || api.ErrorCode == notLeader)
 }
 
 // backoff waits longer from time to time, with jitter. The zero backoff is ready.

@@ -3,6 +3,7 @@ package buffer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -45,6 +46,9 @@ func (e *TrimmedError) Error() string {
 // Sink opens the reading end of a configured sink, from its cursor on as the bucket has it now. The error is a *TrimmedError
 // when blocks that it has not settled are gone; Forget lets it go on without them. Of each name at most one may be in use.
 func (b *Buffer) Sink(ctx context.Context, name string) (*Sink, error) {
+	if !slices.Contains(b.cfg.Sinks, name) {
+		return nil, fmt.Errorf("sink %s is not configured", name)
+	}
 	if err := b.awaitSaving(ctx, b.readCursors); err != nil {
 		return nil, fmt.Errorf("sink %s: %w", name, err)
 	}
@@ -53,11 +57,8 @@ func (b *Buffer) Sink(ctx context.Context, name string) (*Sink, error) {
 		return nil, fmt.Errorf("sink %s: %w", name, err)
 	}
 	b.mu.Lock()
-	at, ok := b.cursors.now[name]
+	at := b.cursors.now[name]
 	b.mu.Unlock()
-	if !ok {
-		return nil, fmt.Errorf("sink %s is not configured", name)
-	}
 	if gone := info.State.FirstSeq; gone > at.Seq+1 {
 		return nil, &TrimmedError{Sink: name, Messages: gone - 1 - at.Seq, Since: at.At}
 	}
@@ -138,9 +139,8 @@ func (s *Sink) fetch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(messages) == 0 { // a replica that does not have yet what the leader has acknowledged
-		const lag = 5 * time.Millisecond
-		return pause(ctx, lag)
+	if len(messages) == 0 {
+		return pause(ctx, replicaLag)
 	}
 	s.ahead = s.ahead[:0]
 	for _, m := range messages {

@@ -16,14 +16,14 @@ func trackedItem(n int) Tracked {
 	}
 }
 
-func trackedItems(t testing.TB, b *Buffer, sink string) (ids string) {
-	t.Helper()
-	for item, err := range b.TrackedItems(t.Context(), sink) {
+func trackedItems(tb testing.TB, b *Buffer, sink string) (ids string) {
+	tb.Helper()
+	for item, err := range b.TrackedItems(tb.Context(), sink) {
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if item.Letter.Mapping != "users" || item.AcceptedAt.IsZero() {
-			t.Errorf("item %+v", item)
+			tb.Errorf("item %+v", item)
 		}
 		ids += item.ID + " "
 	}

@@ -10,12 +10,12 @@ import (
 // A trim holds up appending for some milliseconds, since files are removed or rewritten: it waits until there is enough to
 // trim, or nothing else to do.
 const (
-	trimBytes = 8 << 20 // a file of the stream
+	trimBytes = 32 << 20 // four files of the stream
 	trimIdle  = time.Second
 	trimMost  = 30 * time.Second
-	// While capture waits for room: at once when a good share may go, else now and then.
+	trimShare = 16 // or when so large a part of max_size may go
+	// While capture waits for room, the little that may go goes now and then.
 	trimWaiting = 200 * time.Millisecond
-	trimShare   = 16
 )
 
 // trimSettled removes blocks that all configured sinks have settled, until ctx ends.
@@ -54,9 +54,13 @@ func (b *Buffer) trimmable(since time.Duration) uint64 {
 	}
 	messages := floor - max(b.stored.first, 1)
 	size := b.stored.bytes / b.stored.messages * messages
-	waiting := b.full.reason != "" && (since >= trimWaiting || size >= uint64(b.cfg.MaxSize)/trimShare)
+	enough := uint64(trimBytes)
+	if b.cfg.MaxSize > 0 {
+		enough = min(enough, uint64(b.cfg.MaxSize)/trimShare)
+	}
+	waiting := b.full.reason != "" && since >= trimWaiting
 	idle := time.Since(b.stored.lastAppend) >= trimIdle && since >= trimIdle
-	if waiting || idle || size >= trimBytes || since >= trimMost {
+	if waiting || idle || size >= enough || since >= trimMost {
 		return floor
 	}
 	return 0
