@@ -140,13 +140,17 @@ func (w *Writer) Truncate(oid uint32) {
 	w.count()
 }
 
-// Oversized adds, as the next change of the open transaction, what is known of a row that is too large.
+// Oversized adds, as the next change of the open transaction or row of the open chunk, what is known of a row that is too large.
 func (w *Writer) Oversized(op Op, oid uint32, o Oversized) {
 	w.buf = beginFrame(w.buf, frameOversized, 1+4+uvarintLen(uint64(o.Bytes))+len(o.Key))
 	w.buf = append(w.buf, byte(op))
 	w.buf = binary.BigEndian.AppendUint32(w.buf, oid)
 	w.buf = binary.AppendUvarint(w.buf, uint64(o.Bytes))
 	w.buf = append(w.buf, o.Key...)
+	if w.chunk != nil {
+		w.countRead()
+		return
+	}
 	w.count()
 }
 
@@ -199,6 +203,10 @@ func (w *Writer) Read(oid uint32, tuple []byte) {
 	w.buf = beginFrame(w.buf, frameRead, 4+len(tuple))
 	w.buf = binary.BigEndian.AppendUint32(w.buf, oid)
 	w.buf = append(w.buf, tuple...)
+	w.countRead()
+}
+
+func (w *Writer) countRead() {
 	w.chunk.Ordinal++
 	w.footer.Changes++
 }
@@ -415,6 +423,9 @@ func (d *Decoder) change(kind byte, r *reader, c *Change) error {
 		c.New = d.new
 	case frameOversized:
 		c.Op = op
+		if op == OpRead {
+			c.Targets = d.targets
+		}
 		c.Oversized = &Oversized{Bytes: int64(r.uvarint()), Key: string(r.rest())}
 		if _, ok := ParseOp(op.String()); !ok {
 			return corrupt("oversized row with operation %d", op)

@@ -96,3 +96,40 @@ func TestKeyTupleHasNoNulls(t *testing.T) {
 		t.Errorf("a column outside of the key reads as %v, want Absent", c.Old[1].Kind)
 	}
 }
+
+func TestOversizedRowOfChunk(t *testing.T) {
+	var w Writer
+	rel := testRelation()
+	w.Continue(Resume{End: 90})
+	w.BeginChunk(Chunk{LSN: 100, At: time.UnixMicro(1), Ordinal: 5, Targets: []string{"crm"}})
+	w.Relation(rel.OID, AppendRelation(nil, rel))
+	w.Oversized(OpRead, rel.OID, Oversized{Bytes: 1 << 30, Key: "id=1"})
+	w.Read(rel.OID, AppendTuple(nil, []Value{text("2"), {Kind: Null}}))
+	w.EndChunk()
+	var d Decoder
+	footer, err := d.Reset(w.Seal(nil, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (Footer{Resume: Resume{End: 90}, Changes: 2}); !cmp.Equal(want, footer) {
+		t.Errorf("footer %+v, want %+v: a chunk is no part of a transaction", footer, want)
+	}
+	var got []Change
+	for c := (Change{}); ; {
+		ok, err := d.Next(&c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		got = append(got, c.clone())
+	}
+	want := []Change{
+		{Position: Position{100, 6}, Op: OpRead, Relation: rel, CommitTime: time.UnixMicro(1), Targets: []string{"crm"}, Oversized: &Oversized{Bytes: 1 << 30, Key: "id=1"}},
+		{Position: Position{100, 7}, Op: OpRead, Relation: rel, CommitTime: time.UnixMicro(1), Targets: []string{"crm"}, New: []Value{text("2"), {Kind: Null}}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("changes (-want +got):\n%s", diff)
+	}
+}
