@@ -75,6 +75,7 @@ func BenchmarkSlotStream(b *testing.B) {
 
 // backlog makes a slot with b.N rows of about 240 bytes behind it, in transactions of 1,000.
 func backlog(b *testing.B) string {
+	b.Helper()
 	ctx := b.Context()
 	url := postgres.NewDatabase(b)
 	conn, err := pgx.Connect(ctx, url)

@@ -14,11 +14,13 @@ import (
 const (
 	// calmWater is how much must lie in the socket before a busy reader is woken: a walsender makes a packet of every row.
 	calmWater = 16 << 10
-	// calmWait is the longest that less than calmWater waits when the stream ends abruptly.
+	// calmWait is the longest that less than calmWater waits.
 	calmWait = 2 * time.Millisecond
-	// A stream is busy when this much has come within this time (8 MiB/s). Transactions below calmProof are never held up.
-	calmProof  = 256 << 10
+	// A stream becomes busy when calmProof has come within calmWindow (8 MiB/s), so that transactions below calmProof are never
+	// held up, and stays busy while calmKeep does (2 MiB/s): a walsender that shares a processor pauses.
 	calmWindow = 32 * time.Millisecond
+	calmProof  = 256 << 10
+	calmKeep   = 64 << 10
 )
 
 // calmConn is a TCP connection whose reader is woken once per 16 KiB while the stream is busy, by means of SO_RCVLOWAT, and
@@ -26,9 +28,9 @@ const (
 type calmConn struct {
 	*net.TCPConn
 	raw      syscall.RawConn
-	busy     bool      // owned by Read
-	since    time.Time // owned by Read: when the window began
-	seen     int       // owned by Read: bytes in the window
+	busy     bool // owned by Read, as are water and rate
+	water    int  // the low-water mark that is set
+	rate     rate
 	deadline deadline
 }
 
@@ -42,55 +44,70 @@ func newCalmConn(conn net.Conn) net.Conn {
 	if err != nil {
 		return conn
 	}
-	return &calmConn{TCPConn: tcp, raw: raw}
+	return &calmConn{TCPConn: tcp, raw: raw, water: 1}
 }
 
 func (c *calmConn) Read(p []byte) (int, error) {
-	if c.busy {
-		n, err := c.readBusy(p)
-		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return n, err
-		}
-		c.calm(false)
+	n, err := c.readBusy(p)
+	if n == 0 && err == nil {
+		c.mark(1) // what is there, or the next byte
+		n, err = c.TCPConn.Read(p)
 	}
-	n, err := c.TCPConn.Read(p)
-	c.observe(n)
+	c.busy = c.rate.add(n, time.Now(), c.busy)
 	return n, err
 }
 
-// readBusy waits for the low-water mark, at most calmWait.
+// readBusy waits for the low-water mark, at most calmWait. It returns nothing when that has passed, or the stream is not busy.
 func (c *calmConn) readBusy(p []byte) (int, error) {
+	if !c.busy || !c.mark(calmWater) {
+		return 0, nil
+	}
 	if err := c.deadline.shorten(c.TCPConn, time.Now().Add(calmWait)); err != nil {
 		return 0, err
 	}
 	n, err := c.TCPConn.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil // a deadline from above is met again by the next read
+	}
 	return n, errors.Join(err, c.deadline.restore(c.TCPConn))
 }
 
-// observe decides whether the stream is busy.
-func (c *calmConn) observe(n int) {
-	now := time.Now()
-	if now.Sub(c.since) > calmWindow {
-		c.since, c.seen = now, 0
-	}
-	c.seen += n
-	if c.seen >= calmProof {
-		c.calm(true)
-	}
-}
-
-// calm sets the low-water mark. A kernel that refuses it leaves the connection as it is.
-func (c *calmConn) calm(on bool) {
-	water := 1
-	if on {
-		water = calmWater
+// mark sets the low-water mark, and reports whether the kernel took it.
+func (c *calmConn) mark(water int) bool {
+	if c.water == water {
+		return true
 	}
 	var refused error
 	err := c.raw.Control(func(fd uintptr) {
 		refused = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, water)
 	})
-	c.busy = on && err == nil && refused == nil
-	c.since, c.seen = time.Time{}, 0
+	if err != nil || refused != nil {
+		return false
+	}
+	c.water = water
+	return true
+}
+
+// rate counts bytes in windows of time.
+type rate struct {
+	since        time.Time
+	seen, before int // in this window, and in the one before
+}
+
+// add counts n bytes and says whether a stream that was busy, or was not, is now.
+func (r *rate) add(n int, now time.Time, busy bool) bool {
+	if age := now.Sub(r.since); age > calmWindow {
+		r.before = r.seen
+		if age > 2*calmWindow {
+			r.before = 0
+		}
+		r.since, r.seen = now, 0
+	}
+	r.seen += n
+	if busy {
+		return r.seen+r.before >= calmKeep
+	}
+	return r.seen >= calmProof
 }
 
 func (c *calmConn) SetReadDeadline(t time.Time) error { return c.deadline.set(c.TCPConn, t) }

@@ -61,11 +61,12 @@ func (c *catalog) open(ctx context.Context) error {
 	return err
 }
 
-func (c *catalog) close() {
+// close goes on for a moment when ctx has ended.
+func (c *catalog) close(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = c.conn.Close(ctx) // nothing is open in it
 	}

@@ -38,8 +38,7 @@ type Statement struct {
 // not be looked at.
 func Check(ctx context.Context, cfg Config) ([]Finding, error) {
 	sv, err := look(ctx, &cfg)
-	var failure *Error
-	if errors.As(err, &failure) {
+	if failure, ok := errors.AsType[*Error](err); ok {
 		message := failure.Reason
 		if failure.Err != nil {
 			message += " (" + failure.Err.Error() + ")"
@@ -64,7 +63,8 @@ func SetupSQL(ctx context.Context, cfg Config) ([]Statement, error) {
 		statements = append(statements, Statement{SQL: "ALTER SYSTEM SET wal_level = 'logical'", Why: "logical decoding is off; restart the server afterwards", Risky: true})
 	}
 	for _, t := range sv.tables {
-		if !t.exists || !(t.Table.NeedsFull || !t.identified || len(t.strayLeaves) > 0) {
+		wanted := t.Table.NeedsFull || !t.identified || len(t.strayLeaves) > 0
+		if !t.exists || !wanted {
 			continue
 		}
 		for _, name := range t.notFull {
@@ -97,7 +97,7 @@ func look(ctx context.Context, cfg *Config) (*survey, error) {
 	if err != nil {
 		return nil, connectError(err, false)
 	}
-	defer w.close()
+	defer w.close(ctx)
 	return surveySource(ctx, w.conn, cfg)
 }
 
@@ -212,11 +212,15 @@ func judgePublication(sv *survey, cfg *Config, add func(Finding)) {
 	for _, t := range cfg.Tables {
 		switch {
 		case !p.covered[t.String()]:
-			add(Finding{Severity: Failure, Table: t.String(), Solution: solution,
-				Message: fmt.Sprintf("publication %q does not send changes of %s under this name", cfg.Publication, t)})
+			add(Finding{
+				Severity: Failure, Table: t.String(), Solution: solution,
+				Message: fmt.Sprintf("publication %q does not send changes of %s under this name", cfg.Publication, t),
+			})
 		case t.Insert && !p.insert, t.Update && !p.update, t.Delete && !p.delete, t.Truncate && !p.truncate:
-			add(Finding{Severity: Failure, Table: t.String(), Solution: solution,
-				Message: fmt.Sprintf("publication %q leaves out operations that mappings of %s want", cfg.Publication, t)})
+			add(Finding{
+				Severity: Failure, Table: t.String(), Solution: solution,
+				Message: fmt.Sprintf("publication %q leaves out operations that mappings of %s want", cfg.Publication, t),
+			})
 		}
 	}
 }

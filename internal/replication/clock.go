@@ -22,8 +22,8 @@ type clock struct {
 	confirmed cdc.LSN
 }
 
-// newClock takes the server's wal_sender_timeout, 0 for none.
-func newClock(senderTimeout time.Duration) clock {
+// newClock takes the server's wal_sender_timeout, 0 for none, and what the slot is confirmed up to.
+func newClock(senderTimeout time.Duration, confirmed cdc.LSN) clock {
 	const (
 		unlimited = 60 * time.Second // Postgres's default, where the server has none
 		longest   = 10 * time.Second // wal_receiver_status_interval's default
@@ -32,7 +32,7 @@ func newClock(senderTimeout time.Duration) clock {
 		senderTimeout = unlimited
 	}
 	now := time.Now()
-	c := clock{interval: min(longest, senderTimeout/3), timeout: max(senderTimeout, longest), last: now, update: now}
+	c := clock{interval: min(longest, senderTimeout/3), timeout: max(senderTimeout, longest), last: now, update: now, confirmed: confirmed}
 	c.next = now // the first update tells the server early that somebody is there
 	return c
 }

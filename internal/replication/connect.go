@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"time"
 
@@ -25,9 +26,7 @@ var pinned = map[string]string{
 }
 
 func pin(params map[string]string) {
-	for name, value := range pinned {
-		params[name] = value
-	}
+	maps.Copy(params, pinned)
 	if params["application_name"] == "" {
 		params["application_name"] = "cdcsync"
 	}
@@ -68,6 +67,9 @@ func dialWire(ctx context.Context, url string, maxRow int64) (*wire, error) {
 		conn, err := dial(ctx, network, address)
 		if err != nil {
 			return nil, err
+		}
+		if _, unix := conn.(*net.UnixConn); unix {
+			return newPacedConn(conn), nil
 		}
 		return newCalmConn(conn), nil
 	}
@@ -112,11 +114,11 @@ func (w *wire) start(ctx context.Context, command string) (net.Conn, error) {
 	}
 }
 
-// close says goodbye, so that the server frees the slot at once.
-func (w *wire) close() {
+// close says goodbye, also when ctx has ended, so that the server frees the slot at once.
+func (w *wire) close(ctx context.Context) {
 	const patience = time.Second
 	if w.taken == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 		defer cancel()
 		_ = w.conn.Close(ctx) // nothing is open in it
 		return

@@ -31,8 +31,8 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // IsPermanent says whether an error is for an operator, so that trying again is of no use.
 func IsPermanent(err error) bool {
-	var permanent *Error
-	return errors.As(err, &permanent)
+	_, permanent := errors.AsType[*Error](err)
+	return permanent
 }
 
 // busyError says that another process reads the slot.
@@ -52,8 +52,6 @@ const (
 	codeInvalidPassword      = "28P01"
 	codeInvalidCatalogName   = "3D000"
 	codePrivilege            = "42501"
-	codeUndefinedTable       = "42P01"
-	codeUndefinedColumn      = "42703"
 	codeUndefinedObject      = "42704"
 	codeObjectInUse          = "55006"
 	codeNotInState           = "55000"
@@ -62,8 +60,7 @@ const (
 )
 
 func sqlState(err error) (code, message string) {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pgErr.Code, pgErr.Message
 	}
 	return "", ""
@@ -105,6 +102,8 @@ func streamError(cfg *Config, err error) error {
 	switch {
 	case code == codePrivilege:
 		return privilegeError(err)
+	case code == codeObjectInUse: // somebody was quicker since we looked
+		return &busyError{slot: cfg.Slot, holder: message}
 	case code == codeUndefinedObject && strings.Contains(message, "publication"):
 		return &Error{
 			Reason: fmt.Sprintf("publication %q did not exist yet, or was dropped, where slot %q stands: the changes from there on cannot be decoded",

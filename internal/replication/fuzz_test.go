@@ -30,7 +30,7 @@ func FuzzStream(f *testing.F) {
 		}
 		for _, part := range archive.Files {
 			if part.Name == "stream" {
-				f.Add(framesOf(part.Data))
+				f.Add(framesOf(f, part.Data))
 			}
 		}
 	}
@@ -57,6 +57,7 @@ func FuzzStream(f *testing.F) {
 
 // readBlock reads a block to its end. A tuple is copied unseen, so that it may turn out to be none.
 func readBlock(t *testing.T, block []byte) {
+	t.Helper()
 	var d cdc.Decoder
 	if _, err := d.Reset(block); err != nil {
 		t.Fatalf("footer: %v", err)
@@ -74,10 +75,11 @@ func readBlock(t *testing.T, block []byte) {
 	}
 }
 
-func framesOf(hexLines []byte) []byte {
+func framesOf(tb testing.TB, hexLines []byte) []byte {
+	tb.Helper()
 	var all []byte
 	for _, line := range lines(hexLines) {
-		all = append(all, xlogData(unhex(nil, line))...)
+		all = append(all, xlogData(unhex(tb, line))...)
 	}
 	return all
 }

@@ -41,7 +41,10 @@ func TestGolden(t *testing.T) {
 				record(t, archive)
 			}
 			var events string
-			simulate(t, goldenConfig(), func(t *testing.T, ctx context.Context, o *offline) { events = replay(t, ctx, o, archive) })
+			simulate(t, goldenConfig(), func(t *testing.T, ctx context.Context, o *offline) {
+				t.Helper()
+				events = replay(t, ctx, o, archive)
+			})
 			if *updateGolden {
 				setSection(archive, "events", []byte(events))
 				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
@@ -65,6 +68,7 @@ func goldenConfig() Config {
 
 // replay plays the recorded messages to a session.
 func replay(t *testing.T, ctx context.Context, o *offline, archive *txtar.Archive) string {
+	t.Helper()
 	recorded := &recordedCatalog{}
 	for _, line := range lines(section(t, archive, "relations")) {
 		rel, err := cdc.DecodeRelation(unhex(t, line))
@@ -104,6 +108,7 @@ func (c *recordedCatalog) enrich(_ context.Context, rel *cdc.Relation) error {
 
 // record runs the SQL on a Postgres and keeps what it sends.
 func record(t *testing.T, archive *txtar.Archive) {
+	t.Helper()
 	l := newLive(t, string(section(t, archive, "setup.sql")))
 	l.exec("create publication p for all tables with (publish_via_partition_root = true)")
 	l.exec("select pg_create_logical_replication_slot($1, 'pgoutput')", l.cfg.Slot)
@@ -111,7 +116,7 @@ func record(t *testing.T, archive *txtar.Archive) {
 		l.exec(statement)
 	}
 	catalog := newCatalog(l.url)
-	defer catalog.close()
+	defer catalog.close(l.ctx)
 	var stream, relations bytes.Buffer
 	for _, m := range l.sent() {
 		fmt.Fprintf(&stream, "%x\n", m)
@@ -174,6 +179,7 @@ func (l *live) sent() [][]byte {
 }
 
 func section(t *testing.T, archive *txtar.Archive, name string) []byte {
+	t.Helper()
 	for _, f := range archive.Files {
 		if f.Name == name {
 			return f.Data
@@ -205,10 +211,11 @@ func lines(data []byte) []string {
 	return all
 }
 
-func unhex(t *testing.T, line string) []byte {
+func unhex(tb testing.TB, line string) []byte {
+	tb.Helper()
 	b, err := hex.DecodeString(line)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/sourcegraph/conc/pool"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pgtest"
 )
 
 // live is a stream on a database of its own.
@@ -28,22 +29,31 @@ type live struct {
 
 func newLive(t *testing.T, schema string, tables ...string) *live {
 	t.Helper()
+	return liveOn(t, postgres.NewDatabase(t), schema, tables...)
+}
+
+func liveOn(t *testing.T, url, schema string, tables ...string) *live {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // cleaning up needs it too
 	t.Cleanup(cancel)
-	l := &live{t: t, ctx: ctx, url: postgres.NewDatabase(t), log: newMemLog()}
-	conn, err := pgx.Connect(ctx, l.url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	l.conn = conn
+	l := &live{t: t, ctx: ctx, url: url, log: newMemLog()}
+	l.connect()
+	t.Cleanup(func() { _ = l.conn.Close(ctx) })
 	l.exec(schema)
-	slot := "s_" + strings.ReplaceAll(conn.Config().Database, "-", "_")
+	slot := "s_" + strings.ReplaceAll(l.conn.Config().Database, "-", "_")
 	l.cfg = Config{URL: l.url, Slot: slot, Publication: "p", Manage: true}
 	for _, name := range tables {
 		l.cfg.Tables = append(l.cfg.Tables, Table{Schema: "public", Name: name, Insert: true, Update: true, Delete: true})
 	}
 	return l
+}
+
+func (l *live) connect() {
+	l.t.Helper()
+	var err error
+	if l.conn, err = pgx.Connect(l.ctx, l.url); err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 func (l *live) exec(sql string, args ...any) {
@@ -207,11 +217,10 @@ func TestLiveRefusals(t *testing.T) {
 		prepare func(t *testing.T) *live
 		want    string
 	}{
-		"missing table": {func(t *testing.T) *live { return newLive(t, "", "nothing") }, "table public.nothing does not exist"},
-		"view":          {func(t *testing.T) *live { return newLive(t, "create view v as select 1", "v") }, "is not a table"},
-		"unlogged":      {func(t *testing.T) *live { return newLive(t, "create unlogged table u (id int primary key)", "u") }, "is unlogged"},
-		"no replica identity": {func(t *testing.T) *live { return newLive(t, "create table n (id int)", "n") },
-			"no replica identity"},
+		"missing table":       {func(t *testing.T) *live { return newLive(t, "", "nothing") }, "table public.nothing does not exist"},
+		"view":                {func(t *testing.T) *live { return newLive(t, "create view v as select 1", "v") }, "is not a table"},
+		"unlogged":            {func(t *testing.T) *live { return newLive(t, "create unlogged table u (id int primary key)", "u") }, "is unlogged"},
+		"no replica identity": {func(t *testing.T) *live { return newLive(t, "create table n (id int)", "n") }, "no replica identity"},
 		"partition with another replica identity": {func(t *testing.T) *live {
 			return newLive(t, `create table p (id int primary key) partition by range (id);
 				create table p1 partition of p for values from (0) to (9); alter table p1 replica identity full`, "p")
@@ -386,4 +395,23 @@ func TestLiveRelationIsWhatTheStreamAnnounces(t *testing.T) {
 	if none, err := reader.Relation(l.ctx, "public", "none"); none != nil || err != nil {
 		t.Errorf("a table that does not exist: %v, %v", none, err)
 	}
+}
+
+func TestLiveServerRestarts(t *testing.T) {
+	server := pgtest.Own(t, pgtest.Options{Settings: map[string]string{"wal_level": "logical"}}) // on a unix socket
+	l := liveOn(t, server.NewDatabase(t), "create table a (id int primary key)", "a")
+	l.during(func(s *Stream) {
+		for n, mode := range []pgtest.Mode{pgtest.Fast, pgtest.Crash} {
+			l.exec("insert into a values ($1)", n)
+			if err := server.Restart(l.ctx, mode); err != nil {
+				t.Fatal(err)
+			}
+			l.connect()
+			l.exec("insert into a values ($1)", 10+n)
+			l.log.wait(l.ctx, t, "the change after the restart", func() bool { return l.log.rows == 2*n+2 })
+		}
+		if s.Status().Reconnects == 0 {
+			t.Error("no reconnect was counted")
+		}
+	})
 }

@@ -84,7 +84,7 @@ func New(cfg Config, log Log, logger *slog.Logger, reg prometheus.Registerer) *S
 // Run captures until ctx ends, and then returns nil after a last status update. It reconnects for ever; the only errors it
 // returns are those that an operator must mend (see IsPermanent). Call it once.
 func (s *Stream) Run(ctx context.Context) error {
-	defer s.catalog.close()
+	defer s.catalog.close(ctx)
 	var wait backoff
 	for {
 		before := s.status.storedLSN()
@@ -110,8 +110,7 @@ func (s *Stream) Run(ctx context.Context) error {
 
 // retrying tells why there is no stream now.
 func (s *Stream) retrying(ctx context.Context, err error, delay time.Duration) {
-	var busy *busyError
-	if errors.As(err, &busy) {
+	if busy, ok := errors.AsType[*busyError](err); ok {
 		s.status.waiting(busy.Error())
 		s.logger.WarnContext(ctx, "replication slot is in use, standing by",
 			"slot", s.cfg.Slot, "pid", busy.pid, "holder", busy.holder, "retry_in", delay)

@@ -59,7 +59,7 @@ func (s *Stream) session(ctx context.Context) error {
 	if err != nil {
 		return connectError(err, s.status.everStreamed())
 	}
-	defer w.close()
+	defer w.close(ctx)
 	plan, err := s.prepare(ctx, w.conn)
 	if err != nil {
 		return err
@@ -81,7 +81,7 @@ func (s *Stream) newSession(plan *plan, conn net.Conn, frames *frames) *session 
 	return &session{
 		cfg: &s.cfg, log: s.log, logger: s.logger, metrics: s.metrics, status: s.status, catalog: s.catalog,
 		conn: conn, frames: frames, out: newOutbox(plan.tail, plan.source.Confirmed),
-		source: plan.source, clock: newClock(plan.senderTimeout), mapped: mapped,
+		source: plan.source, clock: newClock(plan.senderTimeout, plan.confirmed), mapped: mapped,
 		relations: make(map[uint32]*relation), tally: tally{received: plan.start()},
 	}
 }

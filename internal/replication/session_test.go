@@ -22,6 +22,7 @@ const (
 )
 
 func within(tb testing.TB) context.Context {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), 20*time.Second)
 	tb.Cleanup(cancel)
 	return ctx
@@ -355,7 +356,7 @@ func TestEndOfContextSendsLastUpdate(t *testing.T) {
 // A server that has died without a word is given up, after it was asked.
 func TestSilentServerIsGivenUp(t *testing.T) {
 	simulate(t, Config{}, func(t *testing.T, ctx context.Context, o *offline) {
-		ours := newClock(30 * time.Second)
+		ours := newClock(30*time.Second, 0)
 		now := ours.last
 		if ours.silentFor(now.Add(29*time.Second)) > ours.timeout || ours.silentFor(now.Add(31*time.Second)) <= ours.timeout {
 			t.Errorf("given up after %s, want wal_sender_timeout", ours.timeout)

@@ -204,6 +204,7 @@ type plan struct {
 	tail          cdc.Footer
 	source        incarnation
 	senderTimeout time.Duration
+	confirmed     cdc.LSN // of the slot: Postgres would let itself be talked back to an earlier one
 }
 
 // start is the LSN before which nothing is needed any more.
@@ -249,12 +250,17 @@ func (s *Stream) prepare(ctx context.Context, conn *pgx.Conn) (*plan, error) {
 	case known != nil:
 		p.source = *known
 	case sv.slot != nil:
-		p.source = incarnation{Created: sv.slot.confirmed, Confirmed: sv.slot.confirmed}
+		p.source = incarnation{Created: sv.slot.confirmed}
 	default:
 		if p.source.Created, err = s.createSlot(ctx, conn); err != nil {
 			return nil, err
 		}
-		p.source.Confirmed = p.source.Created
+	}
+	if p.confirmed = p.source.Created; sv.slot != nil {
+		p.confirmed = sv.slot.confirmed
+	}
+	if !tailOK { // with a log that was never written to, the slot says where to begin
+		p.source.Confirmed = max(p.source.Confirmed, p.confirmed)
 	}
 	p.source.System, p.source.Slot = system, s.cfg.Slot
 	if known == nil {

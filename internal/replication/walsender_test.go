@@ -38,6 +38,7 @@ type offline struct {
 }
 
 func newOffline(tb testing.TB, cfg Config) *offline {
+	tb.Helper()
 	cfg.Slot, cfg.Publication = "slot", "publication"
 	if cfg.Tables == nil {
 		cfg.Tables = []Table{{Schema: "public", Name: "t", Insert: true}}
