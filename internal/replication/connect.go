@@ -114,7 +114,7 @@ func (w *wire) start(ctx context.Context, command string) (net.Conn, error) {
 	}
 }
 
-// close says goodbye, also when ctx has ended, so that the server frees the slot at once.
+// close says goodbye, also when ctx has ended, and waits for the server to hang up: then the slot is free.
 func (w *wire) close(ctx context.Context) {
 	const patience = time.Second
 	if w.taken == nil {
@@ -124,8 +124,10 @@ func (w *wire) close(ctx context.Context) {
 		return
 	}
 	terminate := []byte{'X', 0, 0, 0, 4}
-	if w.taken.SetWriteDeadline(time.Now().Add(patience)) == nil {
-		_, _ = w.taken.Write(terminate) // the connection may be gone already
+	if w.taken.SetDeadline(time.Now().Add(patience)) == nil {
+		if _, err := w.taken.Write(terminate); err == nil { // it may be gone already
+			_, _ = io.Copy(io.Discard, w.taken)
+		}
 	}
 	_ = w.taken.Close()
 }
