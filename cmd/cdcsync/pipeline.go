@@ -102,6 +102,8 @@ func (p *pipeline) openSinks(ctx context.Context) error {
 
 // Run carries changes until ctx ends, then drains within shutdown.grace. Its error is one that an operator must mend.
 func (p *pipeline) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx) // the capture may end by itself
+	defer stop()
 	// What lives longer than ctx: deliveries are drained after the capture has ended, and the listener shows how.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
@@ -116,6 +118,7 @@ func (p *pipeline) Run(ctx context.Context) error {
 
 	p.logger.InfoContext(ctx, "started", "version", readBuild().Version, "admin", p.listener.Addr().String(), "sinks", len(p.sinks), "mappings", len(p.templates))
 	err := p.stream.Run(ctx)
+	stop()
 	p.logger.InfoContext(ctx, "draining", "grace", p.cfg.Shutdown.Grace)
 	p.drain(ctx)
 	end()
