@@ -104,11 +104,16 @@ func resolveTypes(ctx context.Context, q querier, rel *cdc.Relation) error {
 
 // primaryKey finds the key's columns in rel. A key that rel does not have whole belongs to another version of the table.
 func primaryKey(ctx context.Context, q querier, rel *cdc.Relation) ([]int, error) {
+	return indexKey(ctx, q, rel, "x.indisprimary")
+}
+
+// indexKey finds, in the index's order, the columns of the index that meets a condition.
+func indexKey(ctx context.Context, q querier, rel *cdc.Relation, condition string) ([]int, error) {
 	rows, err := q.Query(ctx, `
 		select a.attname
 		from pg_index x cross join unnest(x.indkey) with ordinality as k(attnum, n)
 		join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.attnum
-		where x.indrelid = $1 and x.indisprimary and k.n <= x.indnkeyatts
+		where x.indrelid = $1 and `+condition+` and k.n <= x.indnkeyatts
 		order by k.n`, rel.OID)
 	if err != nil {
 		return nil, err

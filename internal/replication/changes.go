@@ -67,6 +67,7 @@ func (s *session) commit(m []byte) error {
 	}
 	s.advance(c.end)
 	s.tx = transaction{}
+	s.appendPending()
 	return nil
 }
 
@@ -116,8 +117,12 @@ func (s *session) row(m []byte) error {
 		return err
 	}
 	s.tx.bytes += int64(len(m))
+	part, included := s.tracking.streamed(rel, s.tx.xid, m)
 	if s.count(rel) {
 		s.place(rel, len(m))
+		if included {
+			s.out.writer.Except(part, s.tracking.targets)
+		}
 		s.out.writer.Row(m)
 	}
 	return nil
@@ -148,6 +153,7 @@ func (s *session) truncate(m []byte) error {
 		if err != nil {
 			return err
 		}
+		s.tracking.unknown(rel, s.tx.xid)
 		if s.count(rel) {
 			s.place(rel, len(m))
 			s.out.writer.Truncate(oid)
@@ -217,6 +223,7 @@ func (s *session) oversized(ctx context.Context) error {
 		return fmt.Errorf("message %q of %d bytes", op, n)
 	}
 	size := int64(n - frameHeader - dataHeader)
+	s.tracking.unknown(rel, s.tx.xid)
 	if s.count(rel) {
 		key, err := oversizedKey(p, rel.Relation)
 		if err != nil {

@@ -34,7 +34,8 @@ type chunk struct {
 	at       time.Time
 
 	rows   []chunkRow
-	again  int // so many of rows, the first, were read again
+	asked  int // so many of the place's keys were asked for again
+	again  int // so many of rows, the first, are of them
 	tuples []byte
 	keys   []byte // see appendKey
 
@@ -50,6 +51,7 @@ type chunkRow struct {
 	oversized  int64 // its length when it is not carried: the tuple then is text for people
 }
 
+// reset keeps the memory.
 func (c *chunk) reset() {
 	*c = chunk{rows: c.rows[:0], tuples: c.tuples[:0], keys: c.keys[:0], next: c.next[:0]}
 }
@@ -118,12 +120,11 @@ type chunkReader struct {
 	conn      *pgx.Conn
 	relation  *cdc.Relation
 	encoded   []byte
-	version   string // of the table's columns
-	blocks    int64  // of a table without a key
-	key       []int  // indexes of the columns by which rows are told apart, which may not be those that order the pages
-	order     []int  // indexes of the primary key's columns; none means that the table is read by place
-	types     []string
-	keep      bool // the first column of the page says whether the condition holds
+	version   string   // of the table's columns
+	blocks    int64    // of a table without a key
+	key       []int    // indexes of the columns by which rows are ordered and told apart; none means that the table is read by place
+	types     []string // of the key's columns
+	keep      bool     // the first column of the page says whether the condition holds
 	values    [][]byte
 	queries   chunkQueries
 	careful   bool // read one row at a time, since one is too large
@@ -185,7 +186,12 @@ func (r *chunkReader) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.relation, r.key, r.order = rel, mergeKey(rel), rel.PrimaryKey
+	r.relation, r.key = rel, rel.PrimaryKey
+	if rel.Identity == 'i' {
+		if r.key, err = indexKey(ctx, r.conn, rel, "x.indisreplident"); err != nil {
+			return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
+		}
+	}
 	r.encoded = cdc.AppendRelation(nil, rel)
 	if err := r.conn.QueryRow(ctx, chunkVersion, rel.OID).Scan(&r.version); err != nil {
 		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
@@ -201,7 +207,7 @@ func (r *chunkReader) look(ctx context.Context) error {
 		from = "only " + from // children of a table that is no partitioned one are published under their own names
 	}
 	filter := conditions(published, r.where)
-	if len(r.order) == 0 {
+	if len(r.key) == 0 {
 		return r.byPlace(from, partitioned, filter)
 	}
 	return r.byKey(ctx, from, filter)
@@ -252,21 +258,6 @@ func conditions(all ...string) string {
 	return strings.Join(joined, " and ")
 }
 
-// mergeKey lists the columns by which the stream and the chunks tell the rows of a table apart: those that every old tuple of
-// the stream has. None means that nothing but the whole row does.
-func mergeKey(rel *cdc.Relation) []int {
-	if rel.Identity != 'i' {
-		return rel.PrimaryKey
-	}
-	var key []int
-	for i := range rel.Columns {
-		if rel.Columns[i].Identity {
-			key = append(key, i)
-		}
-	}
-	return key
-}
-
 func (r *chunkReader) names(columns []int) []string {
 	names := make([]string, len(columns))
 	for i, c := range columns {
@@ -283,13 +274,13 @@ func (r *chunkReader) allColumns() []int {
 	return all
 }
 
-// byKey makes the queries of a table with a primary key. With a condition they go over so many rows, not over as many as it
+// byKey makes the queries of a table with a key. With a condition they go over so many rows, not over as many as it
 // takes until enough of them meet it, so that a chunk is short however few do.
 func (r *chunkReader) byKey(ctx context.Context, from, filter string) error {
 	if err := r.keyTypes(ctx); err != nil {
 		return err
 	}
-	order := r.names(r.order)
+	order := r.names(r.key)
 	var places, arrays, aliases, casts []string
 	for i, typ := range r.types {
 		places = append(places, fmt.Sprintf("$%d::text::%s", i+1, typ))
@@ -308,7 +299,7 @@ func (r *chunkReader) byKey(ctx context.Context, from, filter string) error {
 		kept := []string{`"cdcsync keep"`}
 		for _, c := range columns {
 			name := quoteName(r.relation.Columns[c].Name)
-			if !slices.Contains(r.order, c) && !slices.Contains(r.key, c) {
+			if !slices.Contains(r.key, c) {
 				name = fmt.Sprintf(`case when "cdcsync keep" then %s end`, name)
 			}
 			kept = append(kept, name)
@@ -319,10 +310,9 @@ func (r *chunkReader) byKey(ctx context.Context, from, filter string) error {
 	again := func(columns []int) string {
 		return fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(columns), ", "), from, strings.Join(nonEmpty(among, filter), " and "))
 	}
-	keys := r.keyColumns()
 	r.queries = chunkQueries{
 		first: page(r.allColumns(), ""), next: page(r.allColumns(), behind), again: again(r.allColumns()),
-		firstKey: page(keys, ""), nextKey: page(keys, behind), againKey: again(keys),
+		firstKey: page(r.key, ""), nextKey: page(r.key, behind), againKey: again(r.key),
 	}
 	return nil
 }
@@ -334,16 +324,9 @@ func nonEmpty(all ...string) []string {
 	return slices.DeleteFunc(all, func(s string) bool { return s == "" })
 }
 
-// keyColumns are those that a row is known by when the rest of it is too large.
-func (r *chunkReader) keyColumns() []int {
-	keys := slices.Concat(r.order, r.key)
-	slices.Sort(keys)
-	return slices.Compact(keys)
-}
-
 func (r *chunkReader) keyTypes(ctx context.Context) error {
-	r.types = make([]string, len(r.order))
-	for i, column := range r.order {
+	r.types = make([]string, len(r.key))
+	for i, column := range r.key {
 		c := &r.relation.Columns[column]
 		// Without the modifier: varchar(3) would cut the value that is compared.
 		if err := r.conn.QueryRow(ctx, `select format_type($1, -1)`, c.Type.OID).Scan(&r.types[i]); err != nil {
@@ -353,7 +336,7 @@ func (r *chunkReader) keyTypes(ctx context.Context) error {
 	return nil
 }
 
-// byPlace makes the query of a table without a primary key: blocks of its file, in order.
+// byPlace makes the query of a table without a key: blocks of its file, in order.
 func (r *chunkReader) byPlace(from string, partitioned bool, filter string) error {
 	if partitioned {
 		return &Error{
@@ -405,7 +388,7 @@ var errChanged = errors.New("the table has changed")
 // shrink reacts to a row that is too large: first one row is read at a time, so that it is known which it is, then its key only.
 func (r *chunkReader) shrink(e *pgproto3.ExceededMaxBodyLenErr) error {
 	switch {
-	case len(r.order) == 0:
+	case len(r.key) == 0:
 		return &Error{
 			Reason:   fmt.Sprintf("table %s has a row of %d bytes, more than is carried, and no primary key by which it could be passed over", r.table, e.ActualBodyLen),
 			Solution: "add a primary key",
@@ -420,21 +403,22 @@ func (r *chunkReader) shrink(e *pgproto3.ExceededMaxBodyLenErr) error {
 
 // transaction reads the chunk in one snapshot.
 func (r *chunkReader) transaction(ctx context.Context, p *place, size int, c *chunk) error {
-	again := p.Again
-	page := !p.End
 	if r.careful {
 		size = 1
-		if len(again) > 0 {
-			again, page = again[:1], false
-		}
 	}
+	again := p.Again[:min(len(p.Again), size)]
+	page := !p.End && len(again) < size
+	if len(r.key) == 0 {
+		again, page = nil, true
+	}
+	c.asked = len(again)
 	pipe := r.conn.PgConn().StartPipeline(ctx)
 	send := func(sql string, params ...[]byte) { pipe.SendQueryParams(sql, params, nil, nil, nil) }
 	send("begin isolation level repeatable read, read only")
 	send("select pg_current_snapshot()::text")
 	send("select pg_current_wal_insert_lsn()::text, ("+chunkVersion+")", strconv.AppendUint(nil, uint64(r.relation.OID), 10))
 	if len(again) > 0 {
-		send(r.againQuery(), keyColumnArrays(again, len(r.order))...)
+		send(r.againQuery(), keyColumnArrays(again, len(r.key))...)
 	}
 	if page {
 		sql, params := r.pageQuery(p, size)
@@ -463,7 +447,7 @@ func (r *chunkReader) againQuery() string {
 }
 
 func (r *chunkReader) pageQuery(p *place, size int) (sql string, params [][]byte) {
-	if len(r.order) == 0 {
+	if len(r.key) == 0 {
 		from := blockNumber(p.After)
 		return r.queries.next, [][]byte{fmt.Appendf(nil, "(%d,0)", from), fmt.Appendf(nil, "(%d,0)", from+int64(size))}
 	}
@@ -543,7 +527,7 @@ func (r *chunkReader) receive(pipe *pgconn.Pipeline, p *place, size int, again, 
 		if err := r.rows(pipe, c, true); err != nil {
 			return err
 		}
-		if len(r.order) == 0 {
+		if len(r.key) == 0 {
 			c.scanned = size
 			c.next = strconv.AppendInt(c.next[:0], blockNumber(p.After)+int64(size), 10)
 			c.end = blockNumber(c.next) >= r.blocks
@@ -576,13 +560,13 @@ func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
 		}
 		if page {
 			c.scanned++
-			c.next = r.appendColumns(c.next[:0], r.order, values)
+			c.next = r.appendColumns(c.next[:0], r.key, values)
 		}
 		if keep {
 			r.row(c, values)
 		}
 		// A page without an order cannot be cut: its rows have no place to go on from.
-		if page && len(r.order) > 0 && (len(c.tuples) >= chunkBytes || len(c.keys) >= chunkKeys) {
+		if page && len(r.key) > 0 && (len(c.tuples) >= chunkBytes || len(c.keys) >= chunkKeys) {
 			return errEnough
 		}
 	}
@@ -594,7 +578,7 @@ func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
 func (r *chunkReader) spread(values [][]byte) [][]byte {
 	r.values = slices.Grow(r.values[:0], len(r.relation.Columns))[:len(r.relation.Columns)]
 	clear(r.values)
-	for i, c := range r.keyColumns() {
+	for i, c := range r.key {
 		r.values[c] = values[i]
 	}
 	return r.values
@@ -625,7 +609,7 @@ func (r *chunkReader) appendColumns(dst []byte, columns []int, values [][]byte) 
 
 // appendShown writes the key of a row that is too large, for people.
 func (r *chunkReader) appendShown(dst []byte, values [][]byte) []byte {
-	for n, i := range r.keyColumns() {
+	for n, i := range r.key {
 		if n > 0 {
 			dst = append(dst, ", "...)
 		}

@@ -49,8 +49,8 @@ func FuzzStream(f *testing.F) {
 		ses.out.mu.Lock()
 		defer ses.out.mu.Unlock()
 		ses.out.seal()
-		for _, block := range ses.out.sealed {
-			readBlock(t, block)
+		for _, next := range ses.out.sealed {
+			readBlock(t, next.block)
 		}
 	})
 }

@@ -76,10 +76,7 @@ func (m *merge) widen(xid uint32) {
 // admit decides about a chunk's rows, given their keys in order. again lists the indexes of those that must be read again; all others are
 // admitted and must be appended to the log before anything else is. It may not be called before passed has reported true for the chunk before.
 func (m *merge) admit(s snapshot, lsn cdc.LSN, keys [][]byte) (again []int) {
-	hidden := false
-	for xid := range m.wide {
-		hidden = hidden || !s.sees(xid)
-	}
+	hidden := m.blind(s)
 	m.chunk = &admittedChunk{snapshot: s, lsn: lsn, keys: make(map[string]struct{}, len(keys))}
 	for i, key := range keys {
 		xid, changed := m.changed[xxhash.Sum64(key)]
@@ -93,6 +90,16 @@ func (m *merge) admit(s snapshot, lsn cdc.LSN, keys [][]byte) (again []int) {
 	maps.DeleteFunc(m.changed, func(_ uint64, xid uint32) bool { return s.seenByLater(xid) })
 	maps.DeleteFunc(m.wide, func(xid uint32, _ struct{}) bool { return s.seenByLater(xid) })
 	return again
+}
+
+// blind says that s may be older than what was delivered of any key.
+func (m *merge) blind(s snapshot) bool {
+	for xid := range m.wide {
+		if !s.sees(xid) {
+			return true
+		}
+	}
+	return false
 }
 
 // passed says that the stream has delivered every transaction with a commit before received, and reports whether the next chunk may be read.

@@ -12,6 +12,8 @@ type metrics struct {
 	changes, skipped, repeated prometheus.Counter
 	oversized, reconnects      prometheus.Counter
 	blocks, blockBytes         prometheus.Counter
+	backfillRows, rereads      prometheus.Counter
+	chunks                     prometheus.Counter
 	append                     prometheus.Histogram
 }
 
@@ -46,15 +48,18 @@ func newMetrics(reg prometheus.Registerer, status *board) *metrics {
 		return float64(s.OpenTransaction)
 	})
 	return &metrics{
-		bytes:      counter("received_bytes_total", "Bytes received on the replication connection."),
-		commits:    counter("transactions_total", "Transactions received whole."),
-		changes:    counter("changes_total", "Changes of mapped tables taken."),
-		skipped:    counter("unmapped_changes_total", "Changes left out because no mapping wants their table."),
-		repeated:   counter("repeated_changes_total", "Changes received again after a reconnect, that were stored already."),
-		oversized:  counter("oversized_rows_total", "Rows longer than the limit, of which only the key was kept."),
-		reconnects: counter("reconnects_total", "Times that the replication connection was lost or could not be made."),
-		blocks:     counter("blocks_total", "Blocks stored."),
-		blockBytes: counter("block_bytes_total", "Bytes of the blocks stored."),
+		bytes:        counter("received_bytes_total", "Bytes received on the replication connection."),
+		commits:      counter("transactions_total", "Transactions received whole."),
+		changes:      counter("changes_total", "Changes of mapped tables taken."),
+		skipped:      counter("unmapped_changes_total", "Changes left out because no mapping wants their table."),
+		repeated:     counter("repeated_changes_total", "Changes received again after a reconnect, that were stored already."),
+		oversized:    counter("oversized_rows_total", "Rows longer than the limit, of which only the key was kept."),
+		reconnects:   counter("reconnects_total", "Times that the replication connection was lost or could not be made."),
+		blocks:       counter("blocks_total", "Blocks stored."),
+		blockBytes:   counter("block_bytes_total", "Bytes of the blocks stored."),
+		backfillRows: counter("backfill_rows_total", "Existing rows that backfills have put into the buffer."),
+		rereads:      counter("backfill_rereads_total", "Rows that a backfill read again, since the stream had overtaken them."),
+		chunks:       counter("backfill_chunks_total", "Chunks of rows that backfills have read and put into the buffer."),
 		append: auto.NewHistogram(prometheus.HistogramOpts{
 			Name: "cdcsync_replication_append_seconds", Help: "Time until a block was durable.",
 			Buckets: prometheus.ExponentialBuckets(0.00025, 2, 16), // 0.25 ms to 8 s
@@ -76,6 +81,12 @@ func (m *metrics) received(t *tally) {
 	m.skipped.Add(float64(t.skipped))
 	m.repeated.Add(float64(t.repeated))
 	m.oversized.Add(float64(t.oversized))
+}
+
+func (m *metrics) backfilled(rows, rereads int) {
+	m.chunks.Inc()
+	m.backfillRows.Add(float64(rows))
+	m.rereads.Add(float64(rereads))
 }
 
 func (m *metrics) appended(bytes int, took time.Duration) {

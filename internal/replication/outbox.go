@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"context"
+	"encoding/json"
 	"sync"
 	"time"
 
@@ -26,11 +28,11 @@ type outbox struct {
 	mu     sync.Mutex
 	writer cdc.Writer // the block that grows
 	dirty  bool       // it has something that must be stored
-	sealed [][]byte   // closed blocks, oldest first
+	sealed []parcel   // what is ready for the publisher, oldest first
 	queued int        // bytes in sealed and in flight
-	flight bool       // the publisher has a block
+	flight bool       // the publisher has something
 	spares [][]byte
-	state  []byte // the footer's State
+	mark   *chunkMark // the footer's State; nil for none
 
 	stored    cdc.Resume // of the last block in the log
 	persisted cdc.LSN    // the incarnation's Confirmed, as the log has it
@@ -40,10 +42,16 @@ type outbox struct {
 	room chan struct{} // size 1: there may be room for the reader
 }
 
+// parcel is what the publisher does next: store a block, or something that has its place between two blocks.
+type parcel struct {
+	block []byte
+	do    func(context.Context) error
+}
+
 // newOutbox goes on after tail; before confirmed nothing is missing even where tail does not say so.
 func newOutbox(tail cdc.Footer, confirmed cdc.LSN) *outbox {
 	o := &outbox{
-		state: tail.State, stored: tail.Resume, persisted: confirmed,
+		mark: decodeMark(tail.State), stored: tail.Resume, persisted: confirmed,
 		work: make(chan struct{}, 1), room: make(chan struct{}, 1),
 	}
 	resume := tail.Resume
@@ -52,9 +60,18 @@ func newOutbox(tail cdc.Footer, confirmed cdc.LSN) *outbox {
 	return o
 }
 
+// decodeMark takes a State that is not of this version for none: what it says was looked at before.
+func decodeMark(state []byte) *chunkMark {
+	var mark chunkMark
+	if len(state) == 0 || json.Unmarshal(state, &mark) != nil {
+		return nil
+	}
+	return &mark
+}
+
 // reserve closes the block that grows when n more bytes would make it too large. o.mu is held.
 func (o *outbox) reserve(n int) {
-	if o.dirty && o.writer.Len()+n+footerSlack+len(o.state) > blockSize {
+	if o.dirty && o.writer.Len()+n+footerSlack > blockSize {
 		o.seal()
 	}
 }
@@ -64,10 +81,29 @@ func (o *outbox) seal() {
 	if n := len(o.spares); n > 0 {
 		spare, o.spares = o.spares[n-1], o.spares[:n-1]
 	}
-	block := o.writer.Seal(o.state, spare)
-	o.sealed = append(o.sealed, block)
+	block := o.writer.Seal(o.state(), spare)
+	o.sealed = append(o.sealed, parcel{block: block})
 	o.queued += len(block)
 	o.dirty = false
+}
+
+func (o *outbox) state() []byte {
+	if o.mark == nil {
+		return nil
+	}
+	state, err := json.Marshal(o.mark)
+	if err != nil { // text and numbers always marshal
+		return nil
+	}
+	return state
+}
+
+// push has the publisher do something when all that was written before is stored, and before it stores what comes after. o.mu is held.
+func (o *outbox) push(do func(context.Context) error) {
+	if o.dirty {
+		o.seal()
+	}
+	o.sealed = append(o.sealed, parcel{do: do})
 }
 
 // offer wakes the publisher when there is something to store. o.mu is held.
@@ -77,20 +113,27 @@ func (o *outbox) offer() {
 	}
 }
 
-// take gives the publisher the next block, or nil.
-func (o *outbox) take() []byte {
+// take gives the publisher what is next.
+func (o *outbox) take() (next parcel, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.sealed) == 0 {
 		if !o.dirty {
-			return nil
+			return parcel{}, false
 		}
 		o.seal()
 	}
-	block := o.sealed[0]
+	next = o.sealed[0]
 	o.sealed = append(o.sealed[:0], o.sealed[1:]...)
 	o.flight = true
-	return block
+	return next, true
+}
+
+// did says that what take gave is done, where it was no block.
+func (o *outbox) did() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.flight = false
 }
 
 // done says that the block that take gave is stored, and takes its memory back.

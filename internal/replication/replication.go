@@ -33,6 +33,8 @@ type Config struct {
 	AckDelivered bool
 	// MaxRow is the largest replication message that is carried, in bytes; 0 means DefaultMaxRow. It bounds memory: one such row is held at a time.
 	MaxRow int64
+	// Backfills are carried while the stream runs; nil for none.
+	Backfills *Backfills
 }
 
 // Table is one mapped table. A partitioned table is named by its root.

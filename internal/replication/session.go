@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,8 +18,8 @@ import (
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
-// session is the life of one connection, from START_REPLICATION on. Two goroutines share it: read owns the connection,
-// publish owns the log; the outbox lies between them.
+// session is the life of one connection, from START_REPLICATION on. Three goroutines share it: read owns the connection,
+// publish owns the log, and the outbox lies between them; carryBackfills reads existing rows and puts them into the outbox, too.
 type session struct {
 	cfg     *Config
 	log     Log
@@ -38,6 +39,12 @@ type session struct {
 	last      *relation            // of the row before, which is most often that of the next
 	tx        transaction
 	tally     tally
+
+	// The backfill's part: tracking and pending are guarded by out.mu.
+	tracking tracking
+	pending  *appending    // waits for the end of the transaction
+	moved    chan struct{} // size 1: the stream has gone on
+	asked    atomic.Bool   // a status update is wanted whose answer says how far the stream is
 }
 
 // relationSource completes a Relation message from the catalogue: types and primary key.
@@ -70,7 +77,13 @@ func (s *Stream) session(ctx context.Context) error {
 	}
 	s.logger.InfoContext(ctx, "streaming", "slot", s.cfg.Slot, "start", plan.start(), "open", plan.tail.Resume.Open, "stored_changes", plan.tail.Resume.Ordinal)
 	s.status.streaming(plan.start())
-	return s.newSession(plan, conn, w.frames).run(ctx)
+	session := s.newSession(plan, conn, w.frames)
+	if s.cfg.Backfills != nil {
+		if session.tracking, err = s.cfg.Backfills.recall(ctx, plan.tail.State); err != nil {
+			return err
+		}
+	}
+	return session.run(ctx)
 }
 
 func (s *Stream) newSession(plan *plan, conn net.Conn, frames *frames) *session {
@@ -82,7 +95,7 @@ func (s *Stream) newSession(plan *plan, conn net.Conn, frames *frames) *session 
 		cfg: &s.cfg, log: s.log, logger: s.logger, metrics: s.metrics, status: s.status, catalog: s.catalog,
 		conn: conn, frames: frames, out: newOutbox(plan.tail, plan.source.Confirmed),
 		source: plan.source, clock: newClock(plan.senderTimeout, plan.confirmed), mapped: mapped,
-		relations: make(map[uint32]*relation), tally: tally{received: plan.start()},
+		relations: make(map[uint32]*relation), tally: tally{received: plan.start()}, moved: make(chan struct{}, 1),
 	}
 }
 
@@ -91,6 +104,7 @@ func (s *session) run(ctx context.Context) error {
 	p := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
 	p.Go(s.read)
 	p.Go(s.publish)
+	p.Go(s.carryBackfills)
 	err := p.Wait()
 	if final := s.confirm(time.Now(), false); final != nil && ctx.Err() != nil {
 		s.logger.WarnContext(ctx, "last status update not sent", "err", final)
@@ -106,8 +120,8 @@ func (s *session) publish(ctx context.Context) error {
 		if err := s.remember(flight); err != nil {
 			return err
 		}
-		for block := s.out.take(); block != nil; block = s.out.take() {
-			if err := s.store(flight, block); err != nil {
+		for next, ok := s.out.take(); ok; next, ok = s.out.take() {
+			if err := s.settle(flight, next); err != nil {
 				return err
 			}
 			if ctx.Err() != nil {
@@ -131,6 +145,17 @@ func withGrace(ctx context.Context) (context.Context, context.CancelFunc) {
 		context.AfterFunc(flight, func() { timer.Stop() })
 	})
 	return flight, func() { stop(); cancel() }
+}
+
+func (s *session) settle(ctx context.Context, next parcel) error {
+	if next.do == nil {
+		return s.store(ctx, next.block)
+	}
+	if err := next.do(ctx); err != nil {
+		return err
+	}
+	s.out.did()
+	return nil
 }
 
 func (s *session) store(ctx context.Context, block []byte) error {
@@ -197,6 +222,9 @@ func (s *session) drain(ctx context.Context) error {
 	s.out.mu.Lock()
 	defer s.out.mu.Unlock()
 	defer s.out.offer()
+	if s.tracking.backfill != "" {
+		defer signal(s.moved)
+	}
 	for {
 		kind, body, ok, err := s.frames.next()
 		switch {
@@ -221,18 +249,26 @@ func (s *session) unlocked(fn func() error) error {
 	return fn()
 }
 
-// fill waits for bytes from the server, and does what the clock asks for meanwhile.
+// fill waits for bytes from the server, and does what the clock and backfills ask for meanwhile.
 func (s *session) fill(ctx context.Context) error {
 	for {
 		if err := s.arm(ctx); err != nil {
 			return err
+		}
+		if s.asked.Swap(false) { // looked at after the deadline was set, so that ping's is not undone
+			if err := s.confirm(time.Now(), true); err != nil {
+				return err
+			}
+			continue
 		}
 		err := s.frames.fill()
 		now := time.Now()
 		switch {
 		case err == nil:
 			s.clock.heard(now)
-		case !errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			s.clock.armed = time.Time{} // it may have been ping's
+		default:
 			return fmt.Errorf("receive: %w", err)
 		}
 		if !s.clock.due(now) {
@@ -245,6 +281,19 @@ func (s *session) fill(ctx context.Context) error {
 			return tickErr
 		}
 	}
+}
+
+// ping has a status update sent whose answer says how far the stream is. It may be called by any goroutine.
+func (s *session) ping() {
+	s.asked.Store(true)
+	s.wake()
+}
+
+// hasPassed says whether the stream has passed the chunk that was appended last.
+func (s *session) hasPassed() bool {
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	return s.tracking.merge.passed(s.out.writer.Resume().End)
 }
 
 // arm sets the read deadline, if it is not the present one.

@@ -1,0 +1,515 @@
+package replication
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// BackfillConfig says where existing rows are read.
+type BackfillConfig struct {
+	URL         string // of the primary, as Config.URL
+	Publication string
+	MaxRow      int64 // as Config.MaxRow
+}
+
+// Store keeps small values durably, by name. It is called concurrently.
+type Store interface {
+	// Value returns nil when there is none of that name.
+	Value(ctx context.Context, name string) ([]byte, error)
+	SetValue(ctx context.Context, name string, value []byte) error
+	DeleteValue(ctx context.Context, name string) error
+	// Values returns those whose names begin with prefix.
+	Values(ctx context.Context, prefix string) (map[string][]byte, error)
+}
+
+// Deliveries tells how far sinks are with what is stored, so that a backfill goes at their pace.
+type Deliveries interface {
+	// Stored is the place of the newest stored block. It does not block.
+	Stored() uint64
+	// Settled waits until the sinks have settled every block up to a place; a sink that is not configured any more counts as settled.
+	Settled(ctx context.Context, sinks []string, place uint64) error
+}
+
+// BackfillState is what a backfill does.
+type BackfillState string
+
+// The states. The last three are ends.
+const (
+	BackfillWaiting   BackfillState = "waiting" // for another one: one runs at a time
+	BackfillRunning   BackfillState = "running"
+	BackfillPaused    BackfillState = "paused"
+	BackfillDone      BackfillState = "done"
+	BackfillCancelled BackfillState = "cancelled"
+	BackfillFailed    BackfillState = "failed"
+)
+
+func (s BackfillState) ended() bool {
+	return s == BackfillDone || s == BackfillCancelled || s == BackfillFailed
+}
+
+// BackfillSpec says what to send.
+type BackfillSpec struct {
+	Table Table    `json:"table"`
+	Sinks []string `json:"sinks"`           // to which the rows go, by name; at least one
+	Where string   `json:"where,omitempty"` // SQL condition over the table's columns; empty for all rows
+	Rate  float64  `json:"rate,omitempty"`  // rows a second at most; 0 is unbounded
+	// Mappings that ask for the rows that exist already, when it is for them.
+	Mappings []string `json:"mappings,omitempty"`
+}
+
+// Backfill is one, as far as it has come.
+type Backfill struct {
+	ID    string        `json:"id"`
+	State BackfillState `json:"state"`
+	BackfillSpec
+	Reason        string    `json:"reason,omitempty"` // why it failed, or what it waits for
+	Rows          int64     `json:"rows"`             // appended to the log
+	Estimate      int64     `json:"estimate"`         // of all rows
+	Created       time.Time `json:"created"`
+	Started       time.Time `json:"started,omitzero"`
+	Finished      time.Time `json:"finished,omitzero"`
+	RowsPerSecond float64   `json:"-"` // since it was last started or resumed
+}
+
+// ErrNoBackfill says that there is no backfill with that ID.
+var ErrNoBackfill = errors.New("no such backfill")
+
+// BackfillStateError says that a backfill's state does not allow what was asked for.
+type BackfillStateError struct{ State BackfillState }
+
+func (e *BackfillStateError) Error() string { return "the backfill is " + string(e.State) }
+
+// Backfills sends existing rows through the stream. It is safe for concurrent use. Give it to a Stream by Config.Backfills.
+type Backfills struct {
+	cfg        BackfillConfig
+	store      Store
+	deliveries Deliveries
+	logger     *slog.Logger
+
+	mu      sync.Mutex
+	entries []*backfillEntry // in the order of their start
+	changed chan struct{}    // size 1: there may be one to run
+
+	saving sync.Mutex // one write of entries at a time, so that the last one wins
+}
+
+// backfillEntry is guarded by Backfills.mu, but for place.
+type backfillEntry struct {
+	Backfill
+	folded   place // up to here the entry itself says how far it is; the chunk's record says what came after
+	unfolded bool  // a session that has ended left a chunk whose end the stream has to pass
+
+	place    place // owned by the session that carries it
+	stop     context.CancelFunc
+	since    time.Time
+	rowsThen int64
+}
+
+type storedBackfill struct {
+	Backfill
+	Place place `json:"place"`
+}
+
+// chunkRecord is stored before the first row of a chunk is, so that after a crash it is known what the rows include.
+type chunkRecord struct {
+	Chunk    int      `json:"chunk"`
+	Snapshot string   `json:"snapshot"`
+	LSN      cdc.LSN  `json:"lsn"`
+	Key      []string `json:"key"`    // names of the columns
+	Before   place    `json:"before"` // where the chunk went on from
+	Next     place    `json:"next"`   // where the next goes on from
+	Again    int      `json:"again"`  // so many of Keys, the first, are not of the page
+	Keys     [][]byte `json:"keys"`   // of the rows, in their order
+}
+
+// chunkMark is the State of blocks: which chunk was appended last, and how many of its rows.
+type chunkMark struct {
+	Backfill string `json:"b"`
+	Chunk    int    `json:"c"`
+	Rows     int    `json:"r"`
+}
+
+const (
+	backfillPrefix = "backfill/"
+	chunkPrefix    = "backfill-chunk/"
+	initialPrefix  = "backfill-initial/"
+	// endedKept bounds the list.
+	endedKept = 20
+)
+
+// NewBackfills loads what the store has of backfills. They go on when a Stream has them.
+func NewBackfills(ctx context.Context, cfg BackfillConfig, store Store, deliveries Deliveries, logger *slog.Logger) (*Backfills, error) {
+	if cfg.MaxRow == 0 {
+		cfg.MaxRow = DefaultMaxRow
+	}
+	b := &Backfills{cfg: cfg, store: store, deliveries: deliveries, logger: logger, changed: make(chan struct{}, 1)}
+	values, err := store.Values(ctx, backfillPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("load backfills: %w", err)
+	}
+	for name, value := range values {
+		var stored storedBackfill
+		if err := json.Unmarshal(value, &stored); err != nil {
+			return nil, fmt.Errorf("load backfill %s: %w", strings.TrimPrefix(name, backfillPrefix), err)
+		}
+		b.entries = append(b.entries, &backfillEntry{Backfill: stored.Backfill, folded: stored.Place, place: stored.Place})
+	}
+	slices.SortFunc(b.entries, func(x, y *backfillEntry) int { return cmp.Compare(number(x.ID), number(y.ID)) })
+	return b, nil
+}
+
+func number(id string) int {
+	n, err := strconv.Atoi(id)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// List returns all that have not ended and the last of those that have, oldest first.
+func (b *Backfills) List() []Backfill {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := make([]Backfill, 0, len(b.entries))
+	for _, e := range b.entries {
+		f := e.Backfill
+		if took := time.Since(e.since).Seconds(); f.State == BackfillRunning && took > 0 {
+			f.RowsPerSecond = float64(f.Rows-e.rowsThen) / took
+		}
+		list = append(list, f)
+	}
+	return list
+}
+
+// Start puts a backfill behind those that there are. An *Error says that the table or the condition cannot be.
+func (b *Backfills) Start(ctx context.Context, spec BackfillSpec) (Backfill, error) {
+	reader := b.reader(&spec)
+	defer reader.close()
+	estimate, err := reader.check(ctx)
+	if err != nil {
+		return Backfill{}, err
+	}
+	b.mu.Lock()
+	id := 1
+	if n := len(b.entries); n > 0 {
+		id = number(b.entries[n-1].ID) + 1
+	}
+	e := &backfillEntry{Backfill: Backfill{
+		ID: strconv.Itoa(id), State: BackfillWaiting, BackfillSpec: spec, Estimate: estimate, Created: time.Now().UTC(),
+	}}
+	b.entries = append(b.entries, e)
+	started := e.Backfill
+	b.mu.Unlock()
+	if err := b.save(ctx, e); err != nil {
+		b.drop(e)
+		return Backfill{}, err
+	}
+	signal(b.changed)
+	return started, b.forget(ctx)
+}
+
+// Initial starts a backfill for each table whose mappings ask for the rows that exist already and are seen for the first time.
+// mappings are specs of one mapping each.
+func (b *Backfills) Initial(ctx context.Context, mappings []BackfillSpec) error {
+	seen, err := b.store.Values(ctx, initialPrefix)
+	if err != nil {
+		return fmt.Errorf("mappings that were seen: %w", err)
+	}
+	var specs []BackfillSpec
+	for _, m := range mappings {
+		if seen[initialName(m)] != nil {
+			continue
+		}
+		i := slices.IndexFunc(specs, func(s BackfillSpec) bool { return s.Table.String() == m.Table.String() })
+		if i < 0 {
+			specs = append(specs, BackfillSpec{Table: m.Table})
+			i = len(specs) - 1
+		}
+		s := &specs[i]
+		s.Mappings = append(s.Mappings, m.Mappings...)
+		if !slices.Contains(s.Sinks, m.Sinks[0]) {
+			s.Sinks = append(s.Sinks, m.Sinks[0])
+		}
+	}
+	for _, s := range specs {
+		started, err := b.Start(ctx, s)
+		if err != nil {
+			return fmt.Errorf("backfill of %s: %w", s.Table, err)
+		}
+		b.logger.InfoContext(ctx, "backfill started for new mappings", "id", started.ID, "table", s.Table.String(), "mappings", s.Mappings)
+	}
+	for _, m := range mappings { // behind the backfill: a crash in between starts it twice, and never not at all
+		if seen[initialName(m)] == nil {
+			if err := b.store.SetValue(ctx, initialName(m), []byte("seen")); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func initialName(m BackfillSpec) string {
+	return initialPrefix + strings.Join([]string{m.Mappings[0], m.Table.String(), m.Sinks[0]}, "\x1f")
+}
+
+// Pause stops one at the end of its chunk, until Resume.
+func (b *Backfills) Pause(ctx context.Context, id string) error {
+	return b.change(ctx, id, BackfillPaused, BackfillWaiting, BackfillRunning)
+}
+
+// Resume lets one that is paused, or has failed, go on where it stopped.
+func (b *Backfills) Resume(ctx context.Context, id string) error {
+	return b.change(ctx, id, BackfillWaiting, BackfillPaused, BackfillFailed)
+}
+
+// Cancel ends one for good. What it has sent stays sent.
+func (b *Backfills) Cancel(ctx context.Context, id string) error {
+	return b.change(ctx, id, BackfillCancelled, BackfillWaiting, BackfillRunning, BackfillPaused, BackfillFailed)
+}
+
+func (b *Backfills) change(ctx context.Context, id string, to BackfillState, from ...BackfillState) error {
+	b.mu.Lock()
+	i := slices.IndexFunc(b.entries, func(e *backfillEntry) bool { return e.ID == id })
+	if i < 0 {
+		b.mu.Unlock()
+		return ErrNoBackfill
+	}
+	e := b.entries[i]
+	if !slices.Contains(from, e.State) {
+		state := e.State
+		b.mu.Unlock()
+		return &BackfillStateError{State: state}
+	}
+	e.State, e.Reason = to, ""
+	if to == BackfillCancelled {
+		e.Finished = time.Now().UTC()
+	}
+	if e.stop != nil {
+		e.stop()
+	}
+	b.mu.Unlock()
+	if err := b.save(ctx, e); err != nil {
+		return err
+	}
+	signal(b.changed)
+	return nil
+}
+
+func (b *Backfills) reader(spec *BackfillSpec) *chunkReader {
+	return &chunkReader{url: b.cfg.URL, publication: b.cfg.Publication, table: spec.Table, where: spec.Where, maxRow: int(b.cfg.MaxRow)}
+}
+
+// save stores an entry as it is.
+func (b *Backfills) save(ctx context.Context, e *backfillEntry) error {
+	b.saving.Lock()
+	defer b.saving.Unlock()
+	b.mu.Lock()
+	stored := storedBackfill{Backfill: e.Backfill, Place: e.folded}
+	b.mu.Unlock()
+	value, err := json.Marshal(stored)
+	if err != nil {
+		return fmt.Errorf("store backfill %s: %w", stored.ID, err)
+	}
+	return b.store.SetValue(ctx, backfillPrefix+stored.ID, value)
+}
+
+func (b *Backfills) drop(e *backfillEntry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.entries = slices.DeleteFunc(b.entries, func(x *backfillEntry) bool { return x == e })
+}
+
+// forget removes the oldest that have ended.
+func (b *Backfills) forget(ctx context.Context) error {
+	b.mu.Lock()
+	var ended []*backfillEntry
+	for _, e := range b.entries {
+		if e.State.ended() && e.stop == nil {
+			ended = append(ended, e)
+		}
+	}
+	b.mu.Unlock()
+	for _, e := range ended[:max(0, len(ended)-endedKept)] {
+		if err := b.store.DeleteValue(ctx, backfillPrefix+e.ID); err != nil {
+			return err
+		}
+		b.drop(e)
+	}
+	return nil
+}
+
+// recall says where every backfill stands according to the log, whose last block has this state, and gives what the stream
+// has to go on tracking from its first change on.
+func (b *Backfills) recall(ctx context.Context, state []byte) (tracking, error) {
+	var mark chunkMark
+	if len(state) > 0 {
+		if err := json.Unmarshal(state, &mark); err != nil {
+			return tracking{}, fmt.Errorf("state of the last block: %w", err)
+		}
+	}
+	b.mu.Lock()
+	entries := slices.Clone(b.entries)
+	b.mu.Unlock()
+	var t tracking
+	for _, e := range entries {
+		record, err := b.record(ctx, e.ID)
+		if err != nil {
+			return t, err
+		}
+		e.place = e.folded
+		e.unfolded = false
+		switch {
+		case record == nil || record.Chunk <= e.folded.Chunk:
+		case mark.Backfill != e.ID || mark.Chunk != record.Chunk: // none of its rows was stored
+			e.place = record.Before
+		default:
+			e.place, err = record.resume(mark.Rows)
+			if err == nil {
+				err = record.track(&t, e, mark.Rows)
+			}
+			if err != nil {
+				return t, err
+			}
+			e.unfolded = true
+		}
+		b.mu.Lock()
+		e.Rows = e.place.Rows
+		b.mu.Unlock()
+	}
+	return t, nil
+}
+
+func (b *Backfills) record(ctx context.Context, id string) (*chunkRecord, error) {
+	value, err := b.store.Value(ctx, chunkPrefix+id)
+	if err != nil || value == nil {
+		return nil, err
+	}
+	var record chunkRecord
+	if err := json.Unmarshal(value, &record); err != nil {
+		return nil, fmt.Errorf("chunk of backfill %s: %w", id, err)
+	}
+	return &record, nil
+}
+
+// resume says where to go on when so many rows of the chunk are stored.
+func (r *chunkRecord) resume(rows int) (place, error) {
+	if rows > len(r.Keys) {
+		return place{}, fmt.Errorf("chunk %d: %d rows are stored of %d", r.Chunk, rows, len(r.Keys))
+	}
+	if rows == len(r.Keys) {
+		return r.Next, nil
+	}
+	p := place{Chunk: r.Chunk, Rows: r.Before.Rows + int64(rows), After: r.Before.After, End: r.Before.End}
+	if len(r.Key) == 0 { // by place: the page cannot be cut
+		return p, nil
+	}
+	stored := make(map[string]bool, rows)
+	for i, key := range r.Keys[:rows] {
+		stored[string(key)] = true
+		if i >= r.Again {
+			p.After = key
+		}
+	}
+	for _, key := range slices.Concat(r.Before.Again, r.Next.Again) {
+		if !stored[string(key)] {
+			stored[string(key)] = true
+			p.Again = append(p.Again, key)
+		}
+	}
+	return p, nil
+}
+
+// track makes t drop what the stored rows include.
+func (r *chunkRecord) track(t *tracking, e *backfillEntry, rows int) error {
+	snap, err := parseSnapshot(r.Snapshot)
+	if err != nil {
+		return err
+	}
+	t.begin(e.ID, e.Table.String(), r.Key, e.Sinks)
+	t.merge.chunk = &admittedChunk{snapshot: snap, lsn: r.LSN, keys: make(map[string]struct{}, rows)}
+	for _, key := range r.Keys[:rows] {
+		t.merge.chunk.keys[string(key)] = struct{}{}
+	}
+	return nil
+}
+
+// next waits for a backfill to carry, and returns it with a context that ends when it is paused or cancelled, or with ctx.
+func (b *Backfills) next(ctx context.Context) (*backfillEntry, context.Context, error) {
+	for {
+		if e, run := b.pick(ctx); e != nil {
+			return e, run, b.save(ctx, e)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		case <-b.changed:
+		}
+	}
+}
+
+func (b *Backfills) pick(ctx context.Context) (*backfillEntry, context.Context) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, wanted := range []func(*backfillEntry) bool{
+		func(e *backfillEntry) bool { return e.unfolded },
+		func(e *backfillEntry) bool { return e.State == BackfillRunning },
+		func(e *backfillEntry) bool { return e.State == BackfillWaiting },
+	} {
+		i := slices.IndexFunc(b.entries, wanted)
+		if i < 0 {
+			continue
+		}
+		e := b.entries[i]
+		e.unfolded = false
+		run, stop := context.WithCancel(ctx)
+		e.stop = stop
+		switch e.State {
+		case BackfillWaiting, BackfillRunning:
+			e.State, e.since, e.rowsThen = BackfillRunning, time.Now(), e.Rows
+			if e.Started.IsZero() {
+				e.Started = e.since.UTC()
+			}
+		case BackfillPaused, BackfillDone, BackfillCancelled, BackfillFailed:
+			stop()
+		}
+		return e, run
+	}
+	return nil, nil
+}
+
+// because tells what a running backfill waits for; empty for nothing.
+func (b *Backfills) because(e *backfillEntry, reason string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e.State == BackfillRunning {
+		e.Reason = reason
+	}
+}
+
+// left says that no session carries the entry any more.
+func (b *Backfills) left(e *backfillEntry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e.stop()
+	e.stop = nil
+}
+
+// end gives a backfill that still runs its end.
+func (b *Backfills) end(e *backfillEntry, state BackfillState, reason string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e.State == BackfillRunning {
+		e.State, e.Reason, e.Finished = state, reason, time.Now().UTC()
+	}
+}

@@ -1,0 +1,472 @@
+package replication
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	limits "golang.org/x/time/rate"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// carrier carries one backfill through one session: it reads chunks and hands them to the stream's log between transactions.
+type carrier struct {
+	s      *session
+	b      *Backfills
+	e      *backfillEntry
+	reader *chunkReader
+	chunk  chunk
+	size   int // of the next chunk, in rows or blocks
+
+	limiter *limits.Limiter
+	// outstanding has, for each chunk whose delivery is not known to have ended, where its place in the log will be told.
+	outstanding []chan uint64
+	delivered   time.Time // when the last of those that have ended was seen to
+}
+
+const (
+	firstChunk = 500 // rows or, of a table without a key, an eighth of it in blocks
+	// chunkTime is how long reading or delivering a chunk may take: live changes wait behind a chunk, or two.
+	chunkTime = 50 * time.Millisecond
+	// chunksAhead is how many chunks may wait for delivery: one is delivered while the next is read.
+	chunksAhead = 2
+	// staleChunk is how old a chunk may be when it is appended; every change meanwhile costs memory, and a row to be read again.
+	staleChunk = time.Second
+)
+
+// carryBackfills carries one backfill after another until ctx ends.
+func (s *session) carryBackfills(ctx context.Context) error {
+	b := s.cfg.Backfills
+	if b == nil {
+		return nil
+	}
+	for {
+		e, run, err := b.next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := s.carry(ctx, run, b, e); err != nil {
+			return err
+		}
+	}
+}
+
+// carry returns nil when the backfill has ended or was paused, and everything says so.
+func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry) error {
+	defer b.left(e)
+	c := &carrier{s: s, b: b, e: e, reader: b.reader(&e.BackfillSpec), size: firstChunk}
+	defer c.reader.close()
+	if e.Rate > 0 {
+		c.limiter = limits.NewLimiter(limits.Limit(e.Rate), max(1, int(e.Rate)))
+	}
+	var wait backoff
+	for run.Err() == nil {
+		before := e.place.Chunk
+		err := c.run(run)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case run.Err() != nil:
+			continue
+		case err == nil:
+			b.end(e, BackfillDone, "")
+			return c.fold(ctx)
+		case isFinal(err):
+			s.logger.WarnContext(ctx, "backfill failed", "id", e.ID, "table", e.Table.String(), "err", err)
+			b.end(e, BackfillFailed, err.Error())
+			return c.fold(ctx)
+		case e.place.Chunk > before:
+			wait = backoff{}
+		}
+		delay := wait.next()
+		s.logger.WarnContext(ctx, "backfill interrupted", "id", e.ID, "table", e.Table.String(), "retry_in", delay, "err", err)
+		b.because(e, err.Error())
+		select {
+		case <-run.Done():
+		case <-time.After(delay):
+		}
+	}
+	return c.fold(ctx)
+}
+
+// isFinal says whether a failed query fails again: what the server says of it, and not of itself.
+func isFinal(err error) bool {
+	if IsPermanent(err) {
+		return true
+	}
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || len(pgErr.Code) < 2 {
+		return false
+	}
+	switch pgErr.Code[:2] {
+	case "08", "40", "53", "55", "57", "58", "XX": // connection, rollback, resources, state, operator, system
+		return false
+	}
+	return true
+}
+
+// run carries the backfill to its end.
+func (c *carrier) run(ctx context.Context) error {
+	if err := c.track(ctx); err != nil {
+		return err
+	}
+	for !c.e.place.done() {
+		if err := c.one(ctx); err != nil {
+			return err
+		}
+	}
+	c.b.because(c.e, "")
+	return c.room(ctx, 0)
+}
+
+// track sees to it that the stream tracks the table's keys, and waits until every transaction has ended that was open then: what it
+// had delivered before is seen by every snapshot after.
+func (c *carrier) track(ctx context.Context) error {
+	if err := c.reader.open(ctx); err != nil {
+		return err
+	}
+	c.beginTracking()
+	_, limit, err := c.reader.horizon(ctx)
+	if err != nil {
+		return err
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		oldest, _, err := c.reader.horizon(ctx)
+		if err != nil {
+			return err
+		}
+		if int32(oldest-limit) >= 0 {
+			c.b.because(c.e, "")
+			return nil
+		}
+		c.b.because(c.e, "waits until the transactions that are open now have ended: see pg_stat_activity, oldest xact_start first")
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// beginTracking goes on with what was recalled from the log, if there is anything.
+func (c *carrier) beginTracking() {
+	c.s.out.mu.Lock()
+	defer c.s.out.mu.Unlock()
+	t := &c.s.tracking
+	key := c.reader.names(c.reader.key)
+	if t.backfill == c.e.ID && slices.Equal(t.key, key) {
+		return
+	}
+	t.begin(c.e.ID, c.e.Table.String(), key, c.e.Sinks)
+}
+
+// one reads a chunk and appends it.
+func (c *carrier) one(ctx context.Context) error {
+	if err := c.passed(ctx); err != nil {
+		return err
+	}
+	if err := c.reader.read(ctx, &c.e.place, c.units(), &c.chunk); err != nil {
+		return err
+	}
+	c.s.ping()
+	fresh, cancel := context.WithTimeout(ctx, staleChunk)
+	err := c.room(fresh, chunksAhead-1)
+	cancel()
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		c.b.because(c.e, "waits until the sinks have delivered what was read before")
+		err = c.room(ctx, chunksAhead-1)
+		c.b.because(c.e, "")
+		if err == nil {
+			return nil // the chunk is read again
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return c.append(ctx)
+}
+
+// units is how much of the table the next chunk takes.
+func (c *carrier) units() int {
+	if c.limiter != nil {
+		c.size = min(c.size, c.limiter.Burst())
+	}
+	if len(c.reader.key) == 0 {
+		const rowsPerBlock = 64
+		return max(1, c.size/rowsPerBlock)
+	}
+	return c.size
+}
+
+// room waits until at most so many chunks wait for delivery.
+func (c *carrier) room(ctx context.Context, ahead int) error {
+	for len(c.outstanding) > ahead {
+		var at uint64
+		select {
+		case at = <-c.outstanding[0]:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := c.b.deliveries.Settled(ctx, c.e.Sinks, at); err != nil {
+			c.outstanding[0] <- at // size 1
+			return err
+		}
+		c.outstanding = c.outstanding[1:]
+		c.delivered = time.Now()
+	}
+	return nil
+}
+
+// append hands the chunk to the log, between two transactions of the stream.
+func (c *carrier) append(ctx context.Context) error {
+	before := c.delivered
+	a := &appending{carrier: c, done: make(chan error, 1)}
+	if err := c.s.between(ctx, a); err != nil {
+		return err
+	}
+	c.b.counted(c.e)
+	c.s.metrics.backfilled(a.appended, a.hidden)
+	c.adapt(before)
+	if c.limiter == nil || a.appended == 0 {
+		return nil
+	}
+	for left := a.appended; left > 0; left -= c.limiter.Burst() {
+		if err := c.limiter.WaitN(ctx, min(left, c.limiter.Burst())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adapt sizes the next chunk by how long this one took.
+func (c *carrier) adapt(delivered time.Time) {
+	took := c.chunk.took
+	if !delivered.IsZero() && c.delivered.After(delivered) {
+		took = max(took, c.delivered.Sub(delivered))
+	}
+	factor := float64(chunkTime) / float64(max(took, time.Millisecond))
+	if n := len(c.chunk.tuples); n > 0 {
+		factor = min(factor, 0.9*chunkBytes/float64(n), 0.9*chunkKeys/float64(max(len(c.chunk.keys), 1)))
+	}
+	c.size = max(1, int(float64(c.size)*min(2, max(0.25, factor))))
+}
+
+// counted makes the progress visible.
+func (b *Backfills) counted(e *backfillEntry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e.Rows = e.place.Rows
+}
+
+// passed waits until the stream has passed the chunk's L. On a quiet source the answer to a status update says so; where L lies in
+// WAL that is not flushed, a commit of our own has it flushed.
+func (c *carrier) passed(ctx context.Context) error {
+	const (
+		first   = 2 * time.Millisecond
+		longest = 200 * time.Millisecond
+		nudge   = 5 * time.Millisecond
+	)
+	nudged, begun := false, time.Now()
+	for wait := first; ; {
+		if c.s.hasPassed() {
+			return nil
+		}
+		if !nudged && time.Since(begun) >= nudge {
+			nudged = true
+			if err := c.reader.nudge(ctx); err != nil {
+				c.s.logger.DebugContext(ctx, "nudge refused", "err", err) // the server writes and flushes by itself, if later
+			}
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-c.s.moved:
+			timer.Stop()
+		case <-timer.C:
+			c.s.ping()
+			wait = min(2*wait, longest)
+		}
+	}
+}
+
+// fold makes the entry say how far it is, once the stream has passed the last chunk, and ends tracking.
+func (c *carrier) fold(ctx context.Context) error {
+	if err := c.passed(ctx); err != nil {
+		return err
+	}
+	s, e := c.s, c.e
+	folded := e.place
+	ended := make(chan struct{})
+	s.out.mu.Lock()
+	s.tracking.begin("", "", nil, nil)
+	s.out.push(func(ctx context.Context) error {
+		c.b.mu.Lock()
+		e.folded = folded
+		c.b.mu.Unlock()
+		if err := c.b.save(ctx, e); err != nil {
+			return err
+		}
+		close(ended)
+		return c.b.store.DeleteValue(ctx, chunkPrefix+e.ID)
+	})
+	s.out.mark = nil
+	s.out.offer()
+	s.out.mu.Unlock()
+	select {
+	case <-ended:
+		s.logger.InfoContext(ctx, "backfill stopped", "id", e.ID, "table", e.Table.String(), "state", c.b.state(e), "rows", folded.Rows)
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (b *Backfills) state(e *backfillEntry) BackfillState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return e.State
+}
+
+// appending is a chunk on its way into the log.
+type appending struct {
+	*carrier
+	appended, hidden int
+	done             chan error // size 1
+}
+
+// between runs the appending when no transaction is open: at once, or at the end of the one that is.
+func (s *session) between(ctx context.Context, a *appending) error {
+	s.out.mu.Lock()
+	if s.tx.commit == 0 && s.out.writer.Resume().Open == 0 {
+		defer s.out.mu.Unlock()
+		return a.run()
+	}
+	s.pending = a
+	s.out.mu.Unlock()
+	select {
+	case err := <-a.done:
+		return err
+	case <-ctx.Done():
+	}
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	if s.pending == a {
+		s.pending = nil
+		return ctx.Err()
+	}
+	return <-a.done // it was just in time
+}
+
+// appendPending is called at the end of a transaction. s.out.mu is held.
+func (s *session) appendPending() {
+	if a := s.pending; a != nil {
+		s.pending = nil
+		a.done <- a.run()
+	}
+}
+
+// run decides about the rows and appends those that are admitted, behind the record of them. s.out.mu is held.
+func (a *appending) run() error {
+	s, e, c := a.s, a.e, &a.chunk
+	t := &s.tracking
+	if t.backfill != e.ID || !slices.Equal(t.key, a.reader.names(a.reader.key)) {
+		return errors.New("the table's key has changed") // tracking begins anew
+	}
+	blind := t.merge.blind(c.snapshot)
+	hidden := t.merge.admit(c.snapshot, c.lsn, c.allKeys())
+	record := a.record(hidden, blind)
+	value, err := json.Marshal(record)
+	if err != nil {
+		return fmt.Errorf("record of a chunk: %w", err)
+	}
+	s.out.push(func(ctx context.Context) error { return a.b.store.SetValue(ctx, chunkPrefix+e.ID, value) })
+	s.out.mark = &chunkMark{Backfill: e.ID, Chunk: record.Chunk}
+	a.rows(hidden, e.place.Rows)
+	stored := make(chan uint64, 1)
+	s.out.push(func(context.Context) error {
+		stored <- a.b.deliveries.Stored()
+		return nil
+	})
+	a.outstanding = append(a.outstanding, stored)
+	e.place = record.Next
+	t.merge.passed(s.out.writer.Resume().End)
+	s.out.offer()
+	return nil
+}
+
+func (c *chunk) allKeys() [][]byte {
+	keys := make([][]byte, len(c.rows))
+	for i := range c.rows {
+		keys[i] = c.key(i)
+	}
+	return keys
+}
+
+// record is what has to be known of the chunk after a crash.
+func (a *appending) record(hidden []int, blind bool) *chunkRecord {
+	c, before := &a.chunk, a.e.place
+	r := &chunkRecord{Chunk: before.Chunk + 1, Snapshot: c.snapshot.String(), LSN: c.lsn, Key: a.reader.names(a.reader.key), Before: before}
+	a.appended, a.hidden = len(c.rows)-len(hidden), len(hidden)
+	r.Next = place{Chunk: r.Chunk, Rows: before.Rows + int64(a.appended), After: slices.Clone(c.next), End: c.end}
+	r.Next.Again = slices.Clone(before.Again[c.asked:])
+	next := 0
+	for i := range c.rows {
+		key := slices.Clone(c.key(i))
+		if next < len(hidden) && hidden[next] == i {
+			next++
+			if len(r.Key) > 0 {
+				r.Next.Again = append(r.Next.Again, key)
+			}
+			continue
+		}
+		r.Keys = append(r.Keys, key)
+		if i < c.again {
+			r.Again++
+		}
+	}
+	if len(r.Key) == 0 && blind { // which rows were overtaken is not known, and without a key they can only be read again together
+		r.Next.After, r.Next.End = before.After, before.End
+	}
+	return r
+}
+
+// rows appends what is not hidden, in blocks of its own: the table's version is that of the catalogue, not that of the stream.
+func (a *appending) rows(hidden []int, before int64) {
+	out, c := a.s.out, &a.chunk
+	w := &out.writer
+	w.BeginChunk(cdc.Chunk{LSN: c.lsn, At: c.at, Ordinal: uint32(before), Targets: a.e.Sinks})
+	next := 0
+	for i := range c.rows {
+		if next < len(hidden) && hidden[next] == i {
+			next++
+			continue
+		}
+		tuple := c.tuple(i)
+		out.reserve(len(tuple) + len(c.encoded))
+		if !w.Has(c.relation.OID) {
+			w.Relation(c.relation.OID, c.encoded)
+		}
+		if size := c.rows[i].oversized; size > 0 {
+			w.Oversized(cdc.OpRead, c.relation.OID, cdc.Oversized{Bytes: size, Key: string(tuple)})
+		} else {
+			w.Read(c.relation.OID, tuple)
+		}
+		out.dirty = true
+		out.mark.Rows++
+	}
+	w.EndChunk()
+}
