@@ -84,7 +84,7 @@ type Block struct {
 	Stored time.Time
 }
 
-// Sink makes requests. It is one of sinks.*; it may be a Merger or a Confirmer, too.
+// Sink makes requests. It is one of sinks.*; it may be a Partial or a Confirmer, too.
 type Sink interface {
 	Limits() sinks.Limits
 	// Deliver sends the items in one request and returns one outcome per item, in order; an error (a *sinks.RequestError or
@@ -92,10 +92,11 @@ type Sink interface {
 	Deliver(ctx context.Context, items []sinks.Item, idempotencyKey string) ([]sinks.Outcome, error)
 }
 
-// Merger is a Sink whose items of one key are merged within a request instead of replaced.
-type Merger interface {
-	// Merge appends to dst the body that has the effect of older and then newer.
-	Merge(dst, older, newer []byte) ([]byte, error)
+// Partial is a Sink whose item may tell a part of its record's state only: a newer item of a key does not always make an older
+// one needless.
+type Partial interface {
+	// Covers says whether newer tells all that older tells.
+	Covers(newer, older []byte) bool
 }
 
 // Confirmer is a Sink that answers Accepted.

@@ -13,9 +13,9 @@ import (
 
 // dispatcher renders changes into the lanes' batches. Everything in it is owned by run's goroutine.
 type dispatcher struct {
-	worker *Worker
-	source Source
-	merger Merger // nil when the sink merges nothing
+	worker  *Worker
+	source  Source
+	partial Partial // nil when every item tells all of its record
 
 	renderers []*renderer
 	booking   bool // a mapping has parents: keys knows of all items
@@ -99,7 +99,7 @@ const recycled = 16
 
 func newDispatcher(w *Worker, templates []*mapping.Template, source Source) *dispatcher {
 	d := &dispatcher{worker: w, source: source, seed: maphash.MakeSeed(), roots: make(map[mapping.Table]*table)}
-	d.merger, _ = w.sink.(Merger)
+	d.partial, _ = w.sink.(Partial)
 	d.freed = make(chan *batch, recycled)
 	for _, t := range templates {
 		table := t.Source.Table.String()
@@ -387,13 +387,11 @@ func (d *dispatcher) coalesce(b *batch, r *renderer, part *mapping.Part, it *ite
 		return false
 	}
 	old := &b.items[i]
-	if d.merger != nil {
-		from := len(b.buf)
-		merged, err := d.merger.Merge(b.buf, b.bytes(old.body), b.bytes(it.body))
-		if err != nil { // both are sent, and the vendor says what is wrong
-			return false
-		}
-		b.buf, it.body = merged, span{from: uint32(from), to: uint32(len(merged))}
+	if d.partial != nil && !d.partial.Covers(b.bytes(it.body), b.bytes(old.body)) {
+		return false
+	}
+	if d.waitsForParent(part) { // in the older's place it could leave before its parent
+		return false
 	}
 	if b.count > 1 && b.size-old.length()+it.length() > d.worker.cfg.Batch.Bytes {
 		return false
@@ -408,6 +406,16 @@ func (d *dispatcher) coalesce(b *batch, r *renderer, part *mapping.Part, it *ite
 	d.worker.count(r, old.op, outcomeCoalesced, 1)
 	b.replace(i, *it, d.worker.limits)
 	return true
+}
+
+// waitsForParent says whether an item of one of the part's parents is on the way.
+func (d *dispatcher) waitsForParent(part *mapping.Part) bool {
+	for _, parent := range part.Parents {
+		if _, busy := d.worker.keys.lane(maphash.Bytes(d.seed, parent)); busy {
+			return true
+		}
+	}
+	return false
 }
 
 // roomFor returns the batch that takes an item which has been rendered into b: b itself or, when it is full, the next one.

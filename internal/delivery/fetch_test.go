@@ -212,7 +212,14 @@ const parentMapping = `
 - {name: children, table: c, item: {id: $id, v: 1, t: $t_id}, parents: [{mapping: rows, key: $t_id}]}
 `
 
-func TestParentsAreDeliveredFirst(t *testing.T) {
+func TestParentsAreDeliveredFirst(t *testing.T) { testParents(t, parentMapping) }
+
+func TestParentsAreDeliveredBeforeCoalescedChildren(t *testing.T) {
+	testParents(t, strings.Replace(parentMapping, "table: c,", "table: c, coalesce: latest,", 1))
+}
+
+func testParents(t *testing.T, mappings string) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore()
 		for i := range 30 {
@@ -229,7 +236,7 @@ func TestParentsAreDeliveredFirst(t *testing.T) {
 		v := &family{there: make(map[string]bool)}
 		cfg := testConfig()
 		cfg.Concurrency, cfg.Batch.Items = 4, 3
-		w := New(cfg, testDeps(t, s, v, parentMapping))
+		w := New(cfg, testDeps(t, s, v, mappings))
 		running(t, w)
 		time.Sleep(time.Hour)
 		if v.orphan != "" || s.settledUpTo() != 30 || w.Status().PendingBytes != 0 {

@@ -186,15 +186,17 @@ func (g *gate) release(probe bool) {
 func (g *gate) answered(probe bool, d time.Duration) {
 	g.mu.Lock()
 	defer g.unlock()
+	full := g.inFlight >= int(g.window)
 	g.release(probe)
 	g.consecutive = 0
 	g.circuit = circuitClosed
 	if g.usual == 0 || d < g.usual {
 		g.usual = d
 	}
-	if g.slow(d) {
+	switch {
+	case g.slow(d):
 		g.cut(slowCut, d)
-	} else {
+	case full: // a window that was not used says nothing about a larger one
 		g.window = min(g.most, g.window+windowGrowth/g.window)
 	}
 	g.usual += (d - g.usual) / usualDrift

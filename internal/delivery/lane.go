@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -266,6 +267,9 @@ func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []
 	if err := w.parkItems(ctx, b, part, outcomes, s.rejected, status); err != nil {
 		return err
 	}
+	if w.tracker != nil {
+		w.tracker.expect(b, part, s.accepted)
+	}
 	if err := w.letters.passed(ctx, b, s.taken); err != nil {
 		return err
 	}
@@ -286,6 +290,7 @@ func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []
 	}
 	w.countItems(b, s.taken, outcomeDelivered)
 	w.countItems(b, s.overtaken, outcomeCoalesced)
+	l.separate(b, s.alone)
 	if len(s.retry) > 0 {
 		rest := part[:copy(part, s.retry)]
 		l.again(b, rest, s.after, "the vendor asks for items to be sent again")
@@ -293,6 +298,15 @@ func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []
 	}
 	l.recovered()
 	return nil
+}
+
+// separate puts items back to be sent next, each in a request of its own.
+func (l *lane) separate(b *batch, items []int32) {
+	rest := slices.Clone(items)
+	for n := range slices.Backward(rest) {
+		l.todo = append(l.todo, rest[n:n+1:n+1])
+	}
+	l.worker.countItems(b, rest, outcomeRetried)
 }
 
 func (l *lane) recovered() {
@@ -315,13 +329,14 @@ func (l *lane) note(b *batch, part []int32, outcomes []sinks.Outcome) {
 type sorted struct {
 	rejected, accepted                 []int   // places
 	delivered, taken, overtaken, retry []int32 // items; taken are those delivered or accepted
+	alone                              []int32 // items that were rejected with others
 	after                              time.Duration
 }
 
 func (s *sorted) sort(b *batch, part []int32, outcomes []sinks.Outcome) error {
 	*s = sorted{
 		rejected: s.rejected[:0], accepted: s.accepted[:0],
-		delivered: s.delivered[:0], taken: s.taken[:0], overtaken: s.overtaken[:0], retry: s.retry[:0],
+		delivered: s.delivered[:0], taken: s.taken[:0], overtaken: s.overtaken[:0], retry: s.retry[:0], alone: s.alone[:0],
 	}
 	for n := range outcomes {
 		switch outcomes[n].Status {
@@ -330,7 +345,11 @@ func (s *sorted) sort(b *batch, part []int32, outcomes []sinks.Outcome) error {
 		case sinks.Accepted:
 			s.accepted, s.taken = append(s.accepted, n), append(s.taken, part[n])
 		case sinks.Rejected:
-			s.rejected = append(s.rejected, n)
+			if outcomes[n].Shared && len(part) > 1 {
+				s.alone = append(s.alone, part[n])
+			} else {
+				s.rejected = append(s.rejected, n)
+			}
 		case sinks.Retry:
 			s.after = max(s.after, outcomes[n].After)
 			if overtakenWithin(b, part[n:], outcomes[n:]) {

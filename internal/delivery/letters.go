@@ -52,7 +52,7 @@ type Letters interface {
 	Park(ctx context.Context, letters []Letter) error
 	// Letter returns one letter, whatever its state; ok is false when there is none of that ID.
 	Letter(ctx context.Context, id string) (letter Letter, ok bool, err error)
-	// Open goes over the letters in state open. Item and Change may be left out.
+	// Open goes over the letters in state open.
 	Open(ctx context.Context) iter.Seq2[Letter, error]
 	// Resolve returns when the new state is stored durably. An ID that is not stored is passed over.
 	Resolve(ctx context.Context, ids []string, state LetterState) error
@@ -75,6 +75,8 @@ type letters struct {
 type openLetter struct {
 	id, key    string
 	pos        cdc.Position
+	item       []byte // of a Partial sink; nil when it could not be rendered
+	row        string // then: which row it is of
 	attempts   int
 	superseded bool
 	resending  bool
@@ -104,6 +106,13 @@ func (l *letters) learn(letter *Letter) {
 		return
 	}
 	open := &openLetter{id: letter.ID, key: letterKey(letter.Mapping, letter.Key), pos: letter.Position, attempts: letter.Attempts}
+	switch {
+	case l.worker.dispatch.partial == nil:
+	case letter.Item != nil:
+		open.item = append([]byte(nil), letter.Item...)
+	default:
+		open.row = rowOf(letter.Change)
+	}
 	l.byID[open.id] = open
 	if strings.Contains(letter.Key, keyMark) {
 		l.byKey[open.key] = append(l.byKey[open.key], open)
@@ -149,7 +158,9 @@ func (l *letters) park(ctx context.Context, letters []Letter) error {
 			return err
 		}
 		for i := range some {
-			l.learn(&some[i])
+			if some[i].State == LetterOpen {
+				l.learn(&some[i])
+			}
 		}
 		l.worker.metrics.letters.Add(float64(n))
 		letters = letters[n:]
@@ -267,7 +278,7 @@ func (l *letters) passed(ctx context.Context, b *batch, taken []int32) error {
 		it := &b.items[i]
 		key = append(append(append(key[:0], it.mapping.name...), 0), b.bytes(it.key)...)
 		for _, open := range l.byKey[string(key)] {
-			if !open.superseded && open.pos.Compare(it.pos) < 0 {
+			if !open.superseded && open.pos.Compare(it.pos) < 0 && l.supersedes(b, it, open) {
 				open.superseded = true
 				ids = append(ids, open.id)
 			}
@@ -275,6 +286,44 @@ func (l *letters) passed(ctx context.Context, b *batch, taken []int32) error {
 	}
 	l.mu.Unlock()
 	return l.resolve(ctx, ids, LetterSuperseded)
+}
+
+// supersedes says whether a newer item of a letter's key tells all that the letter's own item does. What could not be
+// rendered is compared by its row.
+func (l *letters) supersedes(b *batch, it *item, open *openLetter) bool {
+	partial := l.worker.dispatch.partial
+	switch {
+	case partial == nil:
+		return true
+	case open.item != nil:
+		return partial.Covers(b.bytes(it.body), open.item)
+	}
+	change, err := b.source(it)
+	return err == nil && open.row != "" && rowOf(change) == open.row
+}
+
+// rowOf names the row of a one-change block by its primary key; empty when it has none.
+func rowOf(change []byte) string {
+	c, err := cdc.DecodeChange(change)
+	if err != nil || c.Relation == nil {
+		return ""
+	}
+	values := c.New
+	if values == nil {
+		values = c.Old
+	}
+	row := c.Relation.String()
+	columns := keyColumns(c.Relation)
+	for _, i := range columns {
+		if i >= len(values) || values[i].Kind != cdc.Text {
+			return ""
+		}
+		row += keyMark + string(values[i].Data)
+	}
+	if len(columns) == 0 {
+		return ""
+	}
+	return row
 }
 
 // resent resolves the letters that were sent again with success.

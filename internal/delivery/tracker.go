@@ -39,7 +39,7 @@ const (
 	maxTracked      = 20_000      // items that wait for confirmation, ~200 bytes each; then lanes wait
 	firstConfirm    = time.Second // after acceptance
 	longestConfirm  = time.Minute // between two questions about one item
-	confirmInFlight = 8           // questions at the same time
+	confirmsPerLane = 2           // questions at the same time: one takes as long as what it asks about, and few items are asked about once only
 )
 
 // tracker turns accepted items into delivered ones or dead letters. Storing them is off the lanes' way: a lane goes on at once,
@@ -54,7 +54,8 @@ type tracker struct {
 	accepted []accepted // to be stored
 	decided  []string   // to be forgotten
 	due      dueQueue
-	open     int // accepted and not decided
+	standing map[string]*standing // by mapping and key
+	open     int                  // accepted and not decided
 	closed   bool
 	work     chan struct{} // size 1: for keep
 	ask      chan struct{} // size 1: for confirm
@@ -68,6 +69,13 @@ type tracker struct {
 
 // recalled are positions of streamed changes and of rows that a backfill read, whose order differs; zero means none.
 type recalled struct{ streamed, read cdc.Position }
+
+// standing is what is undecided of one key. The vendor may decide on a newer item first: then an older one that fails is superseded.
+type standing struct {
+	newest cdc.Position // accepted
+	open   int          // undecided
+	kept   string       // ID of the newest item when it is decided: it is not forgotten before the older, so that a restart knows of it
+}
 
 const suffixRead = "/read" // mapping.Part.Suffix of a backfilled row
 
@@ -84,14 +92,14 @@ func newTracker(w *Worker, confirmer Confirmer, store Tracks) *tracker {
 		worker: w, confirmer: confirmer, store: store,
 		limiter: rate.NewLimiter(rate.Limit(w.cfg.ConfirmRate), max(1, int(w.cfg.ConfirmRate))),
 		work:    make(chan struct{}, 1), ask: make(chan struct{}, 1), room: make(chan struct{}, 1), end: make(chan struct{}),
-		recalled: make(map[string]recalled),
+		recalled: make(map[string]recalled), standing: make(map[string]*standing),
 	}
 }
 
 func (t *tracker) load(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.due, t.open = nil, 0
+	t.due, t.open, t.standing = nil, 0, make(map[string]*standing)
 	for item, err := range t.store.Tracked(ctx) {
 		if err != nil {
 			return err
@@ -104,7 +112,8 @@ func (t *tracker) load(ctx context.Context) error {
 			known.streamed = newer(known.streamed, item.Letter.Position)
 		}
 		t.recalled[key] = known
-		t.due = append(t.due, &confirmation{id: item.Letter.ItemID, tracking: item.Tracking, acceptedAt: item.AcceptedAt})
+		t.due = append(t.due, newConfirmation(&item))
+		t.stand(key, item.Letter.Position)
 		t.open++
 	}
 	heap.Init(&t.due)
@@ -147,6 +156,46 @@ func (t *tracker) has(m *renderer, key []byte, pos cdc.Position, read bool) bool
 	}
 	delete(t.recalled, id)
 	return false
+}
+
+// expect is told of items that the vendor has accepted before letters are marked and accept is called: an older item that fails at the same
+// time then either finds the newer one here, or its letter is found.
+func (t *tracker) expect(b *batch, part []int32, accepted []int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range accepted {
+		it := &b.items[part[n]]
+		t.stand(letterKey(it.mapping.name, string(b.bytes(it.key))), it.pos)
+	}
+}
+
+// stand counts an undecided item. Called with mu held.
+func (t *tracker) stand(key string, pos cdc.Position) {
+	s := t.standing[key]
+	if s == nil {
+		s = new(standing)
+		t.standing[key] = s
+	}
+	s.open++
+	if s.newest.Compare(pos) < 0 {
+		s.newest = pos
+		t.forget(s)
+	}
+}
+
+// forget lets go of a decided item that was kept. Called with mu held.
+func (t *tracker) forget(s *standing) {
+	if s.kept != "" {
+		t.decided = append(t.decided, s.kept)
+		s.kept = ""
+	}
+}
+
+// overtaken says whether a newer item of the key has been accepted. A key that does not tell records apart overtakes nothing.
+func (t *tracker) overtaken(c *confirmation) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.Count(c.key, keyMark) > 1 && c.pos.Compare(t.standing[c.key].newest) < 0
 }
 
 // accept takes over an item that the vendor has accepted. While too many are undecided it waits.
@@ -197,7 +246,7 @@ func (t *tracker) close() {
 func (t *tracker) run(ctx context.Context) error {
 	work := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
 	work.Go(t.keep)
-	for range confirmInFlight {
+	for range confirmsPerLane * len(t.worker.lanes) {
 		work.Go(t.confirm)
 	}
 	return work.Wait()
@@ -268,7 +317,7 @@ func (t *tracker) tracked(ctx context.Context, a *accepted) error {
 		b.settle()
 	}
 	w.memory.batch(-1)
-	t.plan(&confirmation{id: a.item.Letter.ItemID, tracking: a.item.Tracking, acceptedAt: a.item.AcceptedAt}, firstConfirm)
+	t.plan(newConfirmation(&a.item), firstConfirm)
 	return nil
 }
 
@@ -358,7 +407,7 @@ func (t *tracker) decide(ctx context.Context, c *confirmation) error {
 		return ctx.Err()
 	}
 	c.asked++
-	undecided := t.heard(err)
+	undecided, after := t.heard(err)
 	switch {
 	case undecided: // no answer: it does not count against the item
 	case err == nil && outcome.Status == sinks.Delivered:
@@ -371,7 +420,7 @@ func (t *tracker) decide(ctx context.Context, c *confirmation) error {
 		return t.reject(ctx, c, sinks.Outcome{Reason: reason})
 	}
 	wait := Backoff{Min: firstConfirm, Max: longestConfirm}.delay(c.asked)
-	t.plan(c, max(wait, outcome.After))
+	t.plan(c, max(wait, outcome.After, after))
 	return nil
 }
 
@@ -388,29 +437,40 @@ func (t *tracker) question(ctx context.Context, c *confirmation) (sinks.Outcome,
 }
 
 // heard shows in the sink's state whether confirmations are to be had. It says whether err leaves the item undecided for a
-// reason that is not the item's.
-func (t *tracker) heard(err error) (undecided bool) {
+// reason that is not the item's, and how long the vendor wants to be left alone.
+func (t *tracker) heard(err error) (undecided bool, after time.Duration) {
 	trouble := trouble{name: "confirm", what: "confirm accepted items"}
 	if err != nil {
 		failed := asRequestError(err)
+		after = failed.After
 		switch failed.Class {
 		case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized:
 			trouble.blocks = failed.Class == sinks.ClassUnauthorized
 			trouble.reason = trouble.what + ": " + failed.Error()
-			trouble.next = time.Now().Add(firstConfirm)
+			trouble.next = time.Now().Add(max(firstConfirm, after))
 			undecided = true
 		case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected: // about this item: asked again until its time is over
 		}
 	}
 	t.worker.gate.troubled(trouble)
-	return undecided
+	return undecided, after
 }
 
 func (t *tracker) done(c *confirmation) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	defer poke(t.work)
+	s := t.standing[c.key]
+	if s.open--; s.open > 0 && c.pos == s.newest {
+		t.forget(s)
+		s.kept = c.id
+		return
+	}
 	t.decided = append(t.decided, c.id)
-	t.mu.Unlock()
-	poke(t.work)
+	if s.open == 0 {
+		t.forget(s)
+		delete(t.standing, c.key)
+	}
 }
 
 func (t *tracker) reject(ctx context.Context, c *confirmation, o sinks.Outcome) error {
@@ -420,13 +480,26 @@ func (t *tracker) reject(ctx context.Context, c *confirmation, o sinks.Outcome) 
 		item, known, err = t.store.Load(ctx, c.id)
 		return err
 	})
-	if err != nil || !known {
+	if err != nil {
 		return err
+	}
+	if !known { // never seen: it is forgotten after it is decided
+		t.done(c)
+		return nil
 	}
 	letter := item.Letter
 	letter.Reason, letter.Code, letter.Trace, letter.At = o.Reason, o.Code, o.Trace, time.Now()
-	if err := t.worker.letters.park(ctx, []Letter{letter}); err != nil {
+	if t.overtaken(c) {
+		letter.State = LetterSuperseded
+	}
+	parked := []Letter{letter}
+	if err := t.worker.letters.park(ctx, parked); err != nil {
 		return err
+	}
+	if letter.State == LetterOpen && t.overtaken(c) { // while it was stored
+		if err := t.worker.letters.resolve(ctx, []string{parked[0].ID}, LetterSuperseded); err != nil {
+			return err
+		}
 	}
 	t.worker.metrics.confirmFailures.Inc()
 	t.done(c)
@@ -450,9 +523,16 @@ func poke(signal chan<- struct{}) {
 // confirmation is an item to ask about.
 type confirmation struct {
 	id, tracking string
+	key          string // mapping and key
+	pos          cdc.Position
 	acceptedAt   time.Time
 	at           time.Time // of the next question
 	asked        int
+}
+
+func newConfirmation(item *Tracked) *confirmation {
+	l := &item.Letter
+	return &confirmation{id: l.ItemID, tracking: item.Tracking, key: letterKey(l.Mapping, l.Key), pos: l.Position, acceptedAt: item.AcceptedAt}
 }
 
 // dueQueue is a heap of confirmations by time.

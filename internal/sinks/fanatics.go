@@ -53,7 +53,8 @@ func (f *Fanatics) Limits() Limits {
 	return Limits{Items: fanaticsAccounts, Frame: len(fanaticsHead) + len(fanaticsEnd), Overhead: len(fanaticsComma)}
 }
 
-// Deliver sends the items in one request, in which items of one account are one (Merge), and share its outcome.
+// Deliver sends the items in one request, in which items of one account are one (Merge), and share its outcome. A tier that is refused
+// takes those along that it was merged with: that rejection is Shared.
 func (f *Fanatics) Deliver(ctx context.Context, items []Item, idempotencyKey string) ([]Outcome, error) {
 	if len(items) > fanaticsAccounts {
 		return nil, &RequestError{Class: ClassTooLarge, Reason: fmt.Sprintf("the endpoint takes %d accounts a request", fanaticsAccounts)}
@@ -125,12 +126,17 @@ func (f *Fanatics) settle(got *answer, accounts []string) ([]Outcome, error) {
 			results[account] = Outcome{Status: Delivered}
 		}
 	}
+	items := make(map[string]int, len(accounts))
+	for _, account := range accounts {
+		items[account]++
+	}
 	outcomes := make([]Outcome, len(accounts))
 	for i, account := range accounts {
 		outcome, found := results[account]
 		if !found {
 			outcome = Outcome{Status: Rejected, Reason: "the answer lacks the account", Trace: bounded(string(reply.RC))}
 		}
+		outcome.Shared = outcome.Status == Rejected && found && items[account] > 1
 		outcomes[i] = outcome
 	}
 	return outcomes, nil
@@ -158,6 +164,18 @@ func (f *Fanatics) Merge(dst, older, newer []byte) ([]byte, error) {
 		a.tiers = append(a.tiers, t)
 	}
 	return a.append(dst), nil
+}
+
+// Covers says whether newer tells of every tier that older tells of, so that older need not be sent.
+func (f *Fanatics) Covers(newer, older []byte) bool {
+	a, errOlder := parseApproval(older)
+	b, errNewer := parseApproval(newer)
+	if errOlder != nil || errNewer != nil || a.account != b.account {
+		return false
+	}
+	return !slices.ContainsFunc(a.tiers, func(t tier) bool {
+		return !slices.ContainsFunc(b.tiers, func(other tier) bool { return other.id == t.id })
+	})
 }
 
 // approval is an item.

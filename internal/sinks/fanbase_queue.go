@@ -25,6 +25,8 @@ func newFanbaseQueue(cfg Config, deps Deps) (Sink, error) {
 	if err != nil {
 		return nil, err
 	}
+	const perLane = 3 // connections: one that enqueues, two that confirm
+	cfg.Concurrency *= perLane
 	c, err := newCaller(cfg, deps, auth)
 	if err != nil {
 		return nil, err

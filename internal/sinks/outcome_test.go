@@ -160,6 +160,8 @@ func TestFanaticsOutcomes(t *testing.T) {
 		return fmt.Sprintf(`{"account_tenant_fanid":"%s","result":"nok","details":"Invalid account_tenant_fanid"}`, uuid(n))
 	}
 	invalid := sinks.Outcome{Status: sinks.Rejected, Reason: "Invalid account_tenant_fanid", Code: "nok"}
+	shared := invalid
+	shared.Shared = true
 	lacks := rejected("the answer lacks the account")
 	for _, test := range []struct {
 		name, reply string
@@ -177,6 +179,12 @@ func TestFanaticsOutcomes(t *testing.T) {
 			[]string{a, b, approval(1, `"t2":true,"T1":false`), approval(1, `"t2":false`)},
 			`{"accounts":[` + approval(1, `"t1":false,"t2":false`) + `,` + b + `]}`,
 			[]sinks.Outcome{delivered(), delivered(), delivered(), delivered()},
+		},
+		{
+			"one account twice, refused", `{"accounts":[` + nok(1) + `,` + nok(2) + `]}`,
+			[]string{a, b, approval(1, `"t2":true`)},
+			`{"accounts":[` + approval(1, `"t1":true,"t2":true`) + `,` + b + `]}`,
+			[]sinks.Outcome{shared, invalid, shared},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -216,6 +224,27 @@ func TestFanaticsFailures(t *testing.T) {
 	checkError(t, err, want{class: sinks.ClassTooLarge, reason: "200 accounts"})
 	if sent+sent2 != "" {
 		t.Error("sent what cannot be right")
+	}
+}
+
+func TestFanaticsCovers(t *testing.T) {
+	sink := kinds[sinks.TypeFanatics].openWith(t, sinks.TypeFanatics, sinks.Deps{Tokens: sinks.NewTokens("1", nil, nil)})
+	defer sink.Close()
+	partial := sink.(interface{ Covers(newer, older []byte) bool })
+	for _, c := range []struct {
+		newer, older string
+		want         bool
+	}{
+		{approval(1, `"A":true`), approval(1, `"a":false`), true},
+		{approval(1, `"a":true,"b":true`), approval(1, `"b":false`), true},
+		{approval(1, `"a":true`), approval(1, `"b":true`), false},
+		{approval(1, `"a":true`), approval(1, `"a":true,"b":true`), false},
+		{approval(1, `"a":true`), approval(2, `"a":true`), false},
+		{`{}`, `{}`, false},
+	} {
+		if got := partial.Covers([]byte(c.newer), []byte(c.older)); got != c.want {
+			t.Errorf("%s covers %s: %v", c.newer, c.older, got)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ const (
 
 // Sink is one endpoint of a vendor. Its methods are safe for concurrent use. Depending on the type it has also
 //
-//	Merge(dst, older, newer []byte) ([]byte, error)                 fanatics_approvals: two items of one account made one
+//	Covers(newer, older []byte) bool                                fanatics_approvals: whether an item makes an older one of its account needless
 //	Confirm(ctx context.Context, tracking string) (Outcome, error)  fanbase_queue: what became of an Accepted item
 //	Check(ctx context.Context) []string                             what an operator should know at start; all but stopchurn
 type Sink interface {
@@ -133,6 +133,7 @@ type Outcome struct {
 	Code     string        // the vendor's code, where there is one
 	Trace    string        // the vendor's id for the call (Fanatics rc), where there is one
 	Tracking string        // Accepted: what Confirm takes
+	Shared   bool          // Rejected: the verdict is on several items of the request together; alone, each may be taken
 	Remark   string        // worth recording although the item was delivered (Fanbase: the account was not created)
 }
 
