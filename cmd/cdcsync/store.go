@@ -124,22 +124,18 @@ func (t tracks) Untrack(_ context.Context, itemIDs []string) error {
 }
 
 func (t tracks) Load(ctx context.Context, itemID string) (delivery.Tracked, bool, error) {
-	for item, err := range t.Tracked(ctx) {
-		if err != nil {
-			return delivery.Tracked{}, false, err
-		}
-		if item.Letter.ItemID == itemID {
-			return item, true, nil
-		}
-	}
-	return delivery.Tracked{}, false, nil
+	stored, ok, err := t.buffer.TrackedItem(ctx, t.sink, itemID)
+	return deliveredItem(&stored), ok, err
+}
+
+func deliveredItem(i *buffer.Tracked) delivery.Tracked {
+	return delivery.Tracked{Tracking: i.ID, AcceptedAt: i.AcceptedAt, Letter: deliveredLetter(&i.Letter)}
 }
 
 func (t tracks) Tracked(ctx context.Context) iter.Seq2[delivery.Tracked, error] {
 	return func(yield func(delivery.Tracked, error) bool) {
 		for stored, err := range t.buffer.TrackedItems(ctx, t.sink) {
-			item := delivery.Tracked{Tracking: stored.ID, AcceptedAt: stored.AcceptedAt, Letter: deliveredLetter(&stored.Letter)}
-			if !yield(item, err) {
+			if !yield(deliveredItem(&stored), err) {
 				return
 			}
 		}

@@ -131,12 +131,26 @@ func (b *Buffer) Untrack(sink string, itemIDs ...string) {
 	}
 }
 
-// TrackedID is the vendor's id of an item that is tracked.
-func (b *Buffer) TrackedID(sink, itemID string) (id string, ok bool) {
+// TrackedItem returns one item; ok is false when it is not tracked.
+func (b *Buffer) TrackedItem(ctx context.Context, sink, itemID string) (item Tracked, ok bool, err error) {
 	b.tracked.mu.Lock()
-	defer b.tracked.mu.Unlock()
 	entry, ok := b.tracked.byItem[trackKey{sink, itemID}]
-	return entry.id, ok
+	b.tracked.mu.Unlock()
+	if !ok {
+		return Tracked{}, false, nil
+	}
+	ok = false
+	err = b.scanTracked(ctx, entry.seq, func(_ uint64, op trackOp) error { // a log that is being rewritten has it further on
+		if op.Add == nil || op.Add.Sink != sink || op.Add.ItemID != itemID || op.Add.ID != entry.id {
+			return nil
+		}
+		item, ok = *op.Add, true
+		return errEnough
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return item, ok, err
 }
 
 // TrackedCount is how many items are tracked, of all sinks.

@@ -49,11 +49,11 @@ func TestTrackedItemsSurvive(t *testing.T) {
 		if got := trackedItems(t, b, "crm"); got != "" {
 			t.Errorf("another sink tracks %s", got)
 		}
-		if _, ok := b.TrackedID("fans", "item-2"); ok || b.TrackedCount() != 2 {
-			t.Errorf("%d are tracked", b.TrackedCount())
+		if _, ok, err := b.TrackedItem(t.Context(), "fans", "item-2"); ok || err != nil || b.TrackedCount() != 2 {
+			t.Errorf("%d are tracked; %v", b.TrackedCount(), err)
 		}
-		if id, ok := b.TrackedID("fans", "item-3"); !ok || id != "vendor-3b" {
-			t.Errorf("TrackedID = %s, %v", id, ok)
+		if item, ok, err := b.TrackedItem(t.Context(), "fans", "item-3"); !ok || err != nil || item.ID != "vendor-3b" {
+			t.Errorf("TrackedItem = %+v, %v, %v", item, ok, err)
 		}
 		shut(t, b)
 		b = open(t, cfg)
