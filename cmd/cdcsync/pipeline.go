@@ -31,14 +31,15 @@ type pipeline struct {
 	logger    *slog.Logger
 	metrics   *prometheus.Registry
 
-	buffer   *buffer.Buffer
-	stream   *replication.Stream
-	reader   *replication.Reader
-	sinks    []sinks.Sink       // as cfg.Sinks
-	cursors  []*buffer.Sink     // as cfg.Sinks
-	workers  []*delivery.Worker // as cfg.Sinks
-	admin    *admin.Server
-	listener net.Listener
+	buffer    *buffer.Buffer
+	stream    *replication.Stream
+	backfills *replication.Backfills
+	reader    *replication.Reader
+	sinks     []sinks.Sink       // as cfg.Sinks
+	cursors   []*buffer.Sink     // as cfg.Sinks
+	workers   []*delivery.Worker // as cfg.Sinks
+	admin     *admin.Server
+	listener  net.Listener
 
 	lag atomic.Pointer[replication.Lag] // what the source last said of the slot; nil before
 }
@@ -55,7 +56,13 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	if p.buffer, err = buffer.Open(ctx, bufferConfig(cfg), logger, p.metrics); err != nil {
 		return nil, fmt.Errorf("buffer: %w", err)
 	}
-	p.stream = replication.New(sourceConfig(cfg, templates), p.buffer, logger, p.metrics)
+	source := sourceConfig(cfg, templates)
+	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication}, p.buffer, deliveries{p.buffer}, logger)
+	if err != nil {
+		return nil, err
+	}
+	source.Backfills = p.backfills
+	p.stream = replication.New(source, p.buffer, logger, p.metrics)
 	p.reader, err = replication.NewReader(ctx, cfg.Source.QueryURL.Reveal(), replication.ReaderOptions{StatementTimeout: cfg.Source.QueryTimeout})
 	if err != nil {
 		return nil, fmt.Errorf("source.query_url: %w", err)
@@ -68,7 +75,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	}
 	window := &window{pipeline: p}
 	p.admin, err = admin.New(admin.Config{Listen: cfg.Admin.Listen, Token: cfg.Admin.Token, Version: readBuild().Version},
-		admin.Parts{Pipeline: window, DeadLetters: window, Metrics: p.metrics}, logger)
+		admin.Parts{Pipeline: window, DeadLetters: window, Backfills: backfills{p}, Metrics: p.metrics}, logger)
 	return p, err
 }
 
@@ -115,6 +122,7 @@ func (p *pipeline) Run(ctx context.Context) error {
 	window.Go(func(ctx context.Context) error { return p.admin.Run(ctx, p.listener) })
 	window.Go(func(context.Context) error { p.advise(ctx); return nil })
 	window.Go(func(context.Context) error { p.watchLag(ctx); return nil })
+	window.Go(func(context.Context) error { p.initial(ctx); return nil })
 
 	p.logger.InfoContext(ctx, "started", "version", readBuild().Version, "admin", p.listener.Addr().String(), "sinks", len(p.sinks), "mappings", len(p.templates))
 	err := p.stream.Run(ctx)

@@ -83,6 +83,7 @@ delivers them to StopChurn, Fanbase and Fanatics, in order and at least once, as
 		newPauseCommand(a),
 		newResumeCommand(a),
 		newDLQCommand(a),
+		newBackfillCommand(a),
 		newSchemaCommand(a),
 		newVersionCommand(a),
 	}

@@ -19,7 +19,7 @@ import (
 type window struct{ *pipeline }
 
 func (w *window) Status() admin.Status {
-	status := admin.Status{Buffer: w.bufferStatus()}
+	status := admin.Status{Buffer: w.bufferStatus(), Backfills: backfills{w.pipeline}.shown()}
 	stream := w.stream.Status()
 	status.Source = w.sourceStatus()
 	for i, worker := range w.workers {
