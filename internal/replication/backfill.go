@@ -96,6 +96,7 @@ type Backfills struct {
 	store      Store
 	deliveries Deliveries
 	logger     *slog.Logger
+	fixed      int // rows of each chunk, in tests; 0 for what takes chunkTime
 
 	mu      sync.Mutex
 	entries []*backfillEntry // in the order of their start

@@ -165,7 +165,7 @@ func (c *carrier) beginTracking() {
 	c.s.out.mu.Lock()
 	defer c.s.out.mu.Unlock()
 	t := &c.s.tracking
-	key := c.reader.names(c.reader.key)
+	key := c.reader.keyNames()
 	if t.backfill == c.e.ID && slices.Equal(t.key, key) {
 		return
 	}
@@ -200,6 +200,9 @@ func (c *carrier) one(ctx context.Context) error {
 
 // units is how much of the table the next chunk takes.
 func (c *carrier) units() int {
+	if c.b.fixed > 0 {
+		c.size = c.b.fixed
+	}
 	if c.limiter != nil {
 		c.size = min(c.size, c.limiter.Burst())
 	}
@@ -383,7 +386,7 @@ func (s *session) appendPending() {
 func (a *appending) run() error {
 	s, e, c := a.s, a.e, &a.chunk
 	t := &s.tracking
-	if t.backfill != e.ID || !slices.Equal(t.key, a.reader.names(a.reader.key)) {
+	if t.backfill != e.ID || !slices.Equal(t.key, a.reader.keyNames()) {
 		return errors.New("the table's key has changed") // tracking begins anew
 	}
 	blind := t.merge.blind(c.snapshot)
@@ -419,7 +422,7 @@ func (c *chunk) allKeys() [][]byte {
 // record is what has to be known of the chunk after a crash.
 func (a *appending) record(hidden []int, blind bool) *chunkRecord {
 	c, before := &a.chunk, a.e.place
-	r := &chunkRecord{Chunk: before.Chunk + 1, Snapshot: c.snapshot.String(), LSN: c.lsn, Key: a.reader.names(a.reader.key), Before: before}
+	r := &chunkRecord{Chunk: before.Chunk + 1, Snapshot: c.snapshot.String(), LSN: c.lsn, Key: a.reader.keyNames(), Before: before}
 	a.appended, a.hidden = len(c.rows)-len(hidden), len(hidden)
 	r.Next = place{Chunk: r.Chunk, Rows: before.Rows + int64(a.appended), After: slices.Clone(c.next), End: c.end}
 	r.Next.Again = slices.Clone(before.Again[c.asked:])

@@ -258,10 +258,20 @@ func conditions(all ...string) string {
 	return strings.Join(joined, " and ")
 }
 
+// names are quoted.
 func (r *chunkReader) names(columns []int) []string {
 	names := make([]string, len(columns))
 	for i, c := range columns {
 		names[i] = quoteName(r.relation.Columns[c].Name)
+	}
+	return names
+}
+
+// keyNames are the key's columns as the stream names them.
+func (r *chunkReader) keyNames() []string {
+	var names []string
+	for _, c := range r.key {
+		names = append(names, r.relation.Columns[c].Name)
 	}
 	return names
 }

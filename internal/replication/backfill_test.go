@@ -1,0 +1,311 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/sourcegraph/conc/pool"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pgtest"
+)
+
+var (
+	merges    = flag.Int("merges", 5, "runs of TestLiveMerge, half of them with a synchronous standby")
+	mergeSeed = flag.Uint64("merge-seed", uint64(time.Now().UnixNano()), "of TestLiveMerge")
+)
+
+// memStore is a Store in memory.
+type memStore struct {
+	mu     sync.Mutex
+	values map[string][]byte
+}
+
+func (s *memStore) Value(_ context.Context, name string) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.values[name], nil
+}
+
+func (s *memStore) SetValue(_ context.Context, name string, value []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.values == nil {
+		s.values = make(map[string][]byte)
+	}
+	s.values[name] = value
+	return nil
+}
+
+func (s *memStore) DeleteValue(_ context.Context, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.values, name)
+	return nil
+}
+
+func (s *memStore) Values(_ context.Context, prefix string) (map[string][]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := make(map[string][]byte)
+	for name, value := range s.values {
+		if strings.HasPrefix(name, prefix) {
+			found[name] = value
+		}
+	}
+	return found, nil
+}
+
+// prompt are Deliveries to sinks that have always settled everything.
+type prompt struct{ *memLog }
+
+func (p prompt) Stored() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return uint64(len(p.blocks))
+}
+
+func (p prompt) Settled(context.Context, []string, uint64) error { return nil }
+
+func (l *live) backfills(store Store) *Backfills {
+	l.t.Helper()
+	b, err := NewBackfills(l.ctx, BackfillConfig{URL: l.cfg.URL, Publication: l.cfg.Publication}, store, prompt{l.log}, slog.New(slog.NewTextHandler(l.t.Output(), nil)))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.cfg.Backfills = b
+	return b
+}
+
+func (l *live) start(b *Backfills, spec BackfillSpec) string {
+	l.t.Helper()
+	started, err := b.Start(l.ctx, spec)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return started.ID
+}
+
+// filled waits until a backfill has ended, and returns it.
+func (l *live) filled(b *Backfills, id string) (found Backfill) {
+	l.t.Helper()
+	l.until("backfill "+id, func() bool {
+		for _, f := range b.List() {
+			if f.ID == id {
+				found = f
+			}
+		}
+		return found.State.ended()
+	})
+	return found
+}
+
+const mergeSchema = `
+create sequence versions;
+create table m (a int, b text collate "C", v bigint not null default nextval('versions'), pad text, primary key (b, a));
+alter table m replica identity full;
+insert into m (a, b, pad) select i % 10, 'key ' || i / 10, repeat('x', 20) from generate_series(0, 29999) i`
+
+// The vendor's final state equals the table, and no key ever goes back, while 12 writers write. Run it with -merges 100 to be sure.
+func TestLiveMerge(t *testing.T) {
+	var standby *pgtest.Server
+	for run := range *merges {
+		if run%2 == 1 && standby == nil {
+			standby = synchronous(t)
+		}
+		t.Run(strconv.Itoa(run), func(t *testing.T) {
+			seed := *mergeSeed + uint64(run)
+			t.Logf("-merge-seed %d", seed)
+			if run%2 == 1 {
+				testMerge(t, liveOn(t, standby.NewDatabase(t), mergeSchema, "m"), seed)
+				return
+			}
+			testMerge(t, newLive(t, mergeSchema, "m"), seed)
+		})
+	}
+}
+
+// synchronous is a server whose commits wait for a standby, so that the stream has them before any snapshot sees them.
+func synchronous(t *testing.T) *pgtest.Server {
+	t.Helper()
+	server := pgtest.Own(t, pgtest.Options{TCP: true, Settings: map[string]string{"wal_level": "logical", "max_connections": "50"}})
+	conn, err := pgx.Connect(t.Context(), server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	var bin string
+	if err := conn.QueryRow(t.Context(), "select setting from pg_config where name = 'BINDIR'").Scan(&bin); err != nil {
+		t.Fatal(err)
+	}
+	receiver := exec.Command(filepath.Join(bin, "pg_receivewal"), "-d", server.URL("postgres"), "-D", t.TempDir(), "--synchronous", "--no-loop")
+	if err := receiver.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = receiver.Process.Kill()
+		_ = receiver.Wait()
+	})
+	for _, sql := range []string{"alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return server
+}
+
+func testMerge(t *testing.T, l *live, seed uint64) {
+	t.Helper()
+	const chunkRows, writers = 150, 12
+	b := l.backfills(&memStore{})
+	b.fixed = chunkRows
+	l.during(func(*Stream) {
+		writing, stop := context.WithCancel(l.ctx)
+		p := pool.New().WithErrors()
+		for i := range writers {
+			p.Go(func() error { return mergeWriter(writing, l.url, rand.New(rand.NewPCG(seed, uint64(i)))) })
+		}
+		id := l.start(b, BackfillSpec{Table: l.cfg.Tables[0], Sinks: []string{"crm"}})
+		if seed%3 == 0 { // the connection breaks in the middle
+			l.until("half of the rows", func() bool { return b.List()[0].Rows > 10_000 })
+			l.exec("select pg_terminate_backend(active_pid) from pg_replication_slots where active_pid is not null")
+		}
+		if f := l.filled(b, id); f.State != BackfillDone {
+			t.Errorf("backfill %+v", f)
+		}
+		stop()
+		if err := p.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	v := mergeVendor{t: t, rows: map[string]int64{}, newest: map[string]int64{}}
+	rows := 0
+	for _, c := range l.log.changes(t) {
+		if c.Op == cdc.OpRead {
+			rows++
+		}
+		v.take(&c)
+	}
+	want := map[string]int64{}
+	var key string
+	var version int64
+	found, err := l.conn.Query(l.ctx, "select b || '/' || a, v from m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pgx.ForEachRow(found, []any{&key, &version}, func() error { want[key] = version; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, v.rows); diff != "" {
+		t.Errorf("vendor (-source +vendor):\n%s", diff)
+	}
+	t.Logf("%d rows, %d changes of which %d are included in rows", rows, v.changes, v.included)
+}
+
+// mergeWriter writes until ctx ends.
+func mergeWriter(ctx context.Context, url string, r *rand.Rand) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for ctx.Err() == nil {
+		err := mergeTransaction(context.WithoutCancel(ctx), conn, r)
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) && (pgErr.Code == "40P01" || pgErr.Code == "23505") { // writers meet
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func mergeTransaction(ctx context.Context, conn *pgx.Conn, r *rand.Rand) error {
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	for range 1 + r.IntN(5) {
+		a, key := r.IntN(10), fmt.Sprintf("key %d", r.IntN(3200))
+		sql, args := "", []any{a, key}
+		switch r.IntN(8) {
+		case 0, 1, 2:
+			sql = "update m set v = nextval('versions') where a = $1 and b = $2"
+		case 3:
+			sql = "delete from m where a = $1 and b = $2"
+		case 4, 5:
+			sql = "insert into m (a, b) values ($1, $2) on conflict (b, a) do update set v = nextval('versions')"
+		default:
+			sql, args = "update m set v = nextval('versions'), b = $3 where a = $1 and b = $2", append(args, fmt.Sprintf("key %d", r.IntN(3200)))
+		}
+		if _, err := tx.Exec(ctx, sql, args...); err != nil {
+			return err
+		}
+	}
+	if r.IntN(6) == 0 {
+		return tx.Rollback(ctx)
+	}
+	return tx.Commit(ctx)
+}
+
+// mergeVendor applies what one sink of the backfill gets.
+type mergeVendor struct {
+	t                 *testing.T
+	rows              map[string]int64
+	newest            map[string]int64 // twice the version, and one more for its delete
+	changes, included int
+}
+
+func (v *mergeVendor) take(c *cdc.Change) {
+	key := func(row []cdc.Value) string { return string(row[1].Data) + "/" + string(row[0].Data) }
+	version := func(row []cdc.Value) int64 {
+		n, err := strconv.ParseInt(string(row[2].Data), 10, 64)
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		return n
+	}
+	if c.Op != cdc.OpRead {
+		v.changes++
+	}
+	if !c.For("crm") {
+		v.included++
+		return
+	}
+	has, some := c.HasPart("crm")
+	if some {
+		v.included++
+	}
+	if c.Old != nil && (c.New == nil || key(c.Old) != key(c.New)) && (!some || has != cdc.PartOld) {
+		v.write(c, key(c.Old), 2*version(c.Old)+1)
+		delete(v.rows, key(c.Old))
+	}
+	if c.New != nil && (!some || has != cdc.PartNew) {
+		v.write(c, key(c.New), 2*version(c.New))
+		v.rows[key(c.New)] = version(c.New)
+	}
+}
+
+func (v *mergeVendor) write(c *cdc.Change, key string, at int64) {
+	if at < v.newest[key] {
+		v.t.Errorf("%s %s: %s goes back from %d to %d", c.Position, c.Op, key, v.newest[key], at)
+	}
+	v.newest[key] = at
+}
