@@ -99,7 +99,7 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
 
-	b.server, err = pgtest.Start(ctx, pgtest.Options{Durable: true, Settings: map[string]string{
+	b.server, err = pgtest.Start(ctx, pgtest.Options{Durable: true, TCP: true, Settings: map[string]string{
 		"max_wal_size":          "8GB", // no checkpoint in the middle of a measurement
 		"shared_buffers":        "256MB",
 		"max_replication_slots": "20", // one for each round
