@@ -341,7 +341,9 @@ func (g *gate) publish() {
 		g.log.Info("sink delivers again", "was", before, "after", g.since.Sub(since).Round(time.Millisecond))
 	case StatePaused:
 		g.log.Info("sink paused", "was", before)
-	case StateRetrying, StateBlocked, StateHalted:
+	case StateHalted: // the words are ours
+		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", reason)
+	case StateRetrying, StateBlocked:
 		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", sinks.Masked(reason))
 	}
 }

@@ -157,6 +157,13 @@ func (l *letters) park(ctx context.Context, letters []Letter) error {
 		if err != nil {
 			return err
 		}
+		l.mu.Lock()
+		for i := range some {
+			if l.byID[some[i].ID] != nil { // again, after a restart or a retry: there are no more of them than before
+				l.parked = max(0, l.parked-1)
+			}
+		}
+		l.mu.Unlock()
 		for i := range some {
 			if some[i].State == LetterOpen {
 				l.learn(&some[i])

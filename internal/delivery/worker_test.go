@@ -371,6 +371,13 @@ func TestDeadLetterLimitHalts(t *testing.T) {
 		if again.Status().State != StateHalted || len(v.seen()) != requests {
 			t.Errorf("after a restart: %+v", again.Status())
 		}
+		if err := again.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if st := again.Status(); st.State != StateHalted || len(s.letters) != 21 { // those that the restart repeats are not new
+			t.Errorf("after a restart and resume: status %+v, %d letters", st, len(s.letters))
+		}
 	})
 }
 
