@@ -66,6 +66,7 @@ func newDaemon(tb testing.TB, sourceURL, rest string) *daemon {
 	d.configure(fmt.Sprintf("source: {url: %q, slot: %s}\nadmin: {listen: %q}\n%s", sourceURL, slotName(tb), admin, rest))
 	tb.Cleanup(func() {
 		d.kill()
+		checkLog(tb, d.log.String())
 		if tb.Failed() {
 			tb.Logf("the daemon's log:\n%s", tail(d.log.String(), 8<<10))
 		}
