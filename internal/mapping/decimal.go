@@ -25,7 +25,12 @@ func (d Decimal) number() (*apd.Decimal, error) {
 	return n, nil
 }
 
-func decimalOf(n *apd.Decimal) Decimal { return Decimal{n.Text('f')} }
+func decimalOf(n *apd.Decimal) Decimal {
+	if n.IsZero() {
+		n.Negative = false // Postgres knows no negative zero
+	}
+	return Decimal{n.Text('f')}
+}
 
 // toDecimal converts any number of an expression; ok is false for another type.
 func toDecimal(v any) (d Decimal, ok bool, err error) {
