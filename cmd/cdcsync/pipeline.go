@@ -50,7 +50,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer func() {
 		if err != nil {
-			p.close()
+			p.close(ctx)
 		}
 	}()
 	if p.buffer, err = buffer.Open(ctx, bufferConfig(cfg), logger, p.metrics); err != nil {
@@ -131,7 +131,7 @@ func (p *pipeline) Run(ctx context.Context) error {
 	p.drain(ctx)
 	end()
 	err = errors.Join(err, workers.Wait(), window.Wait())
-	p.close()
+	p.close(ctx)
 	p.logger.InfoContext(ctx, "stopped")
 	return err
 }
@@ -151,9 +151,10 @@ func (p *pipeline) drain(ctx context.Context) {
 	draining.Wait()
 }
 
-func (p *pipeline) close() {
+// close does its work also when ctx has ended.
+func (p *pipeline) close(ctx context.Context) {
 	const patience = 10 * time.Second // for the cursors to be written
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	for _, c := range p.cursors {
 		c.Close()
