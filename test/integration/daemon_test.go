@@ -75,6 +75,7 @@ func newDaemon(tb testing.TB, sourceURL, rest string) *daemon {
 }
 
 func slotName(tb testing.TB) string {
+	tb.Helper()
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
 			return r

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/sourcegraph/conc"
 
+	"github.com/cdcsync/cdcsync/internal/pgtest"
 	"github.com/cdcsync/cdcsync/internal/sandbox"
 )
 
@@ -265,4 +266,17 @@ func pause(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-time.After(d):
 	}
+}
+
+// newOtherServer is a database with schema on a server of its own.
+func newOtherServer(tb testing.TB) *source {
+	tb.Helper()
+	server := pgtest.Own(tb, pgtest.Options{})
+	url, err := server.CreateDatabase(context.Background(), "other")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s := &source{url: url}
+	s.exec(tb, schema)
+	return s
 }
