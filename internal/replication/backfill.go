@@ -127,11 +127,13 @@ type chunkRecord struct {
 	Chunk    int      `json:"chunk"`
 	Snapshot string   `json:"snapshot"`
 	LSN      cdc.LSN  `json:"lsn"`
-	Key      []string `json:"key"`    // names of the columns
-	Before   place    `json:"before"` // where the chunk went on from
-	Next     place    `json:"next"`   // where the next goes on from
-	Again    int      `json:"again"`  // so many of Keys, the first, are not of the page
-	Keys     [][]byte `json:"keys"`   // of the rows, in their order
+	Key      []string `json:"key"`     // names of the columns
+	Before   place    `json:"before"`  // where the chunk went on from
+	Next     place    `json:"next"`    // where the next goes on from
+	Again    int      `json:"again"`   // so many of the rows, the first, are not of the page
+	Count    int      `json:"count"`   // rows
+	Columns  int      `json:"columns"` // values in each of Keys
+	Keys     []byte   `json:"keys"`    // of the rows, in their order, one behind the other
 }
 
 // chunkMark is the State of blocks: which chunk was appended last, and how many of its rows.
@@ -375,11 +377,12 @@ func (b *Backfills) recall(ctx context.Context, state []byte) (tracking, error) 
 		case mark.Backfill != e.ID || mark.Chunk != record.Chunk: // none of its rows was stored
 			e.place = record.Before
 		default:
-			e.place, err = record.resume(mark.Rows)
-			if err == nil {
-				err = record.track(&t, e, mark.Rows)
-			}
+			stored, err := record.stored(mark.Rows)
 			if err != nil {
+				return t, err
+			}
+			e.place = record.resume(stored)
+			if err := record.track(&t, e, stored); err != nil {
 				return t, err
 			}
 			e.unfolded = true
@@ -403,44 +406,54 @@ func (b *Backfills) record(ctx context.Context, id string) (*chunkRecord, error)
 	return &record, nil
 }
 
-// resume says where to go on when so many rows of the chunk are stored.
-func (r *chunkRecord) resume(rows int) (place, error) {
-	if rows > len(r.Keys) {
-		return place{}, fmt.Errorf("chunk %d: %d rows are stored of %d", r.Chunk, rows, len(r.Keys))
+// stored returns the keys of the first rows.
+func (r *chunkRecord) stored(rows int) ([]string, error) {
+	keys, rest := make([]string, 0, rows), string(r.Keys)
+	for range rows {
+		n := keyLength(rest, r.Columns)
+		if n <= 0 {
+			return nil, fmt.Errorf("chunk %d: %d rows are stored, of which the record has %d", r.Chunk, rows, len(keys))
+		}
+		keys, rest = append(keys, rest[:n]), rest[n:]
 	}
-	if rows == len(r.Keys) {
-		return r.Next, nil
+	return keys, nil
+}
+
+// resume says where to go on when the rows with these keys are stored.
+func (r *chunkRecord) resume(stored []string) place {
+	if len(stored) == r.Count {
+		return r.Next
 	}
-	p := place{Chunk: r.Chunk, Rows: r.Before.Rows + int64(rows), After: r.Before.After, End: r.Before.End}
+	p := place{Chunk: r.Chunk, Rows: r.Before.Rows + int64(len(stored)), After: r.Before.After, End: r.Before.End}
 	if len(r.Key) == 0 { // by place: the page cannot be cut
-		return p, nil
+		return p
 	}
-	stored := make(map[string]bool, rows)
-	for i, key := range r.Keys[:rows] {
-		stored[string(key)] = true
+	known := make(map[string]bool, len(stored))
+	for i, key := range stored {
+		known[key] = true
 		if i >= r.Again {
-			p.After = key
+			p.After = []byte(key)
 		}
 	}
 	for _, key := range slices.Concat(r.Before.Again, r.Next.Again) {
-		if !stored[string(key)] {
-			stored[string(key)] = true
+		if !known[string(key)] {
+			known[string(key)] = true
 			p.Again = append(p.Again, key)
 		}
 	}
-	return p, nil
+	return p
 }
 
 // track makes t drop what the stored rows include.
-func (r *chunkRecord) track(t *tracking, e *backfillEntry, rows int) error {
+func (r *chunkRecord) track(t *tracking, e *backfillEntry, stored []string) error {
 	snap, err := parseSnapshot(r.Snapshot)
 	if err != nil {
 		return err
 	}
 	t.begin(e.ID, e.Table.String(), r.Key, e.Sinks)
-	t.merge.chunk = &admittedChunk{snapshot: snap, lsn: r.LSN, keys: make(map[string]struct{}, rows)}
-	for _, key := range r.Keys[:rows] {
-		t.merge.chunk.keys[string(key)] = struct{}{}
+	t.merge.chunk = &admittedChunk{snapshot: snap, lsn: r.LSN, keys: make(map[string]struct{}, len(stored))}
+	for _, key := range stored {
+		t.merge.chunk.keys[key] = struct{}{}
 	}
 	return nil
 }

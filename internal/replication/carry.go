@@ -392,13 +392,20 @@ func (a *appending) run() error {
 	blind := t.merge.blind(c.snapshot)
 	hidden := t.merge.admit(c.snapshot, c.lsn, c.allKeys())
 	record := a.record(hidden, blind)
-	value, err := json.Marshal(record)
-	if err != nil {
-		return fmt.Errorf("record of a chunk: %w", err)
-	}
-	s.out.push(func(ctx context.Context) error { return a.b.store.SetValue(ctx, chunkPrefix+e.ID, value) })
+	s.out.push(func(ctx context.Context) error {
+		value, err := json.Marshal(record)
+		if err != nil {
+			return fmt.Errorf("record of a chunk: %w", err)
+		}
+		return a.b.store.SetValue(ctx, chunkPrefix+e.ID, value)
+	})
 	s.out.mark = &chunkMark{Backfill: e.ID, Chunk: record.Chunk}
+	s.out.aside = true
 	a.rows(hidden, e.place.Rows)
+	if s.out.dirty {
+		s.out.seal()
+	}
+	s.out.aside = false
 	stored := make(chan uint64, 1)
 	s.out.push(func(context.Context) error {
 		stored <- a.b.deliveries.Stored()
@@ -411,10 +418,12 @@ func (a *appending) run() error {
 	return nil
 }
 
-func (c *chunk) allKeys() [][]byte {
-	keys := make([][]byte, len(c.rows))
+// allKeys are parts of one string.
+func (c *chunk) allKeys() []string {
+	all := string(c.keys)
+	keys, from := make([]string, len(c.rows)), 0
 	for i := range c.rows {
-		keys[i] = c.key(i)
+		keys[i], from = all[from:c.rows[i].key], c.rows[i].key
 	}
 	return keys
 }
@@ -422,25 +431,26 @@ func (c *chunk) allKeys() [][]byte {
 // record is what has to be known of the chunk after a crash.
 func (a *appending) record(hidden []int, blind bool) *chunkRecord {
 	c, before := &a.chunk, a.e.place
-	r := &chunkRecord{Chunk: before.Chunk + 1, Snapshot: c.snapshot.String(), LSN: c.lsn, Key: a.reader.keyNames(), Before: before}
 	a.appended, a.hidden = len(c.rows)-len(hidden), len(hidden)
+	r := &chunkRecord{
+		Chunk: before.Chunk + 1, Snapshot: c.snapshot.String(), LSN: c.lsn, Key: a.reader.keyNames(), Before: before,
+		Again: c.again, Count: a.appended, Columns: c.columns, Keys: make([]byte, 0, len(c.keys)),
+	}
 	r.Next = place{Chunk: r.Chunk, Rows: before.Rows + int64(a.appended), After: slices.Clone(c.next), End: c.end}
 	r.Next.Again = slices.Clone(before.Again[c.asked:])
-	next := 0
-	for i := range c.rows {
-		key := slices.Clone(c.key(i))
-		if next < len(hidden) && hidden[next] == i {
-			next++
-			if len(r.Key) > 0 {
-				r.Next.Again = append(r.Next.Again, key)
-			}
-			continue
+	from := 0
+	for _, i := range hidden {
+		key := c.key(i)
+		r.Keys = append(r.Keys, c.keys[from:c.rows[i].key-len(key)]...)
+		from = c.rows[i].key
+		if len(r.Key) > 0 {
+			r.Next.Again = append(r.Next.Again, slices.Clone(key))
 		}
-		r.Keys = append(r.Keys, key)
 		if i < c.again {
-			r.Again++
+			r.Again--
 		}
 	}
+	r.Keys = append(r.Keys, c.keys[from:]...)
 	if len(r.Key) == 0 && blind { // which rows were overtaken is not known, and without a key they can only be read again together
 		r.Next.After, r.Next.End = before.After, before.End
 	}

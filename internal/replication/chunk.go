@@ -29,6 +29,7 @@ const (
 type chunk struct {
 	relation *cdc.Relation
 	encoded  []byte // the relation
+	columns  int    // of a key
 	snapshot snapshot
 	lsn      cdc.LSN // L: the end of the WAL after the snapshot was taken
 	at       time.Time
@@ -97,6 +98,28 @@ func splitKey(key []byte) [][]byte {
 		key = key[end:]
 	}
 	return values
+}
+
+// keyLength is that of the first key in s, 0 when there is none.
+func keyLength(s string, columns int) int {
+	at := 0
+	for range columns {
+		n, shift := uint64(0), 0
+		for ; at < len(s); at++ {
+			n |= uint64(s[at]&0x7f) << shift
+			if shift += 7; s[at] < 0x80 {
+				break
+			}
+		}
+		at++
+		if n > 0 {
+			at += int(n - 1)
+		}
+		if at > len(s) || at < 0 {
+			return 0
+		}
+	}
+	return at
 }
 
 // place is how far a backfill has come, and so where it goes on.
@@ -525,7 +548,10 @@ func (r *chunkReader) receive(pipe *pgconn.Pipeline, p *place, size int, again, 
 	if string(state.rows[0][1].Data) != r.version {
 		return errChanged
 	}
-	c.at, c.relation, c.encoded = time.Now(), r.relation, r.encoded
+	c.at, c.relation, c.encoded, c.columns = time.Now(), r.relation, r.encoded, len(r.key)
+	if c.columns == 0 {
+		c.columns = len(r.relation.Columns)
+	}
 	c.next, c.end = append(c.next, p.After...), p.End
 	if again {
 		if err := r.rows(pipe, c, false); err != nil {

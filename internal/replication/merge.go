@@ -75,16 +75,16 @@ func (m *merge) widen(xid uint32) {
 
 // admit decides about a chunk's rows, given their keys in order. again lists the indexes of those that must be read again; all others are
 // admitted and must be appended to the log before anything else is. It may not be called before passed has reported true for the chunk before.
-func (m *merge) admit(s snapshot, lsn cdc.LSN, keys [][]byte) (again []int) {
+func (m *merge) admit(s snapshot, lsn cdc.LSN, keys []string) (again []int) {
 	hidden := m.blind(s)
 	m.chunk = &admittedChunk{snapshot: s, lsn: lsn, keys: make(map[string]struct{}, len(keys))}
 	for i, key := range keys {
-		xid, changed := m.changed[xxhash.Sum64(key)]
+		xid, changed := m.changed[xxhash.Sum64String(key)]
 		if hidden || changed && !s.sees(xid) {
 			again = append(again, i)
 			continue
 		}
-		m.chunk.keys[string(key)] = struct{}{}
+		m.chunk.keys[key] = struct{}{}
 	}
 	// What ended before the oldest transaction that S does not see is seen by every later snapshot.
 	maps.DeleteFunc(m.changed, func(_ uint64, xid uint32) bool { return s.seenByLater(xid) })

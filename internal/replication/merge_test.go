@@ -253,9 +253,9 @@ func (m *model) read() *modelChunk {
 }
 
 func (m *model) append(c *modelChunk) {
-	keys := make([][]byte, len(c.keys))
+	keys := make([]string, len(c.keys))
 	for i, key := range c.keys {
-		keys[i] = modelKey(key)
+		keys[i] = string(modelKey(key))
 	}
 	hidden := m.merge.admit(c.snapshot, c.lsn, keys)
 	if m.drop == dropHiddenRows {

@@ -29,7 +29,8 @@ type outbox struct {
 	writer cdc.Writer // the block that grows
 	dirty  bool       // it has something that must be stored
 	sealed []parcel   // what is ready for the publisher, oldest first
-	queued int        // bytes in sealed and in flight
+	queued int        // bytes in sealed and in flight, chunks excepted: backfills bound those
+	aside  bool       // what is written now is a chunk
 	flight bool       // the publisher has something
 	spares [][]byte
 	mark   *chunkMark // the footer's State; nil for none
@@ -45,6 +46,7 @@ type outbox struct {
 // parcel is what the publisher does next: store a block, or something that has its place between two blocks.
 type parcel struct {
 	block []byte
+	chunk bool // the block is of a chunk
 	do    func(context.Context) error
 }
 
@@ -81,9 +83,14 @@ func (o *outbox) seal() {
 	if n := len(o.spares); n > 0 {
 		spare, o.spares = o.spares[n-1], o.spares[:n-1]
 	}
+	if spare == nil {
+		spare = make([]byte, 0, blockSize+footerSlack)
+	}
 	block := o.writer.Seal(o.state(), spare)
-	o.sealed = append(o.sealed, parcel{block: block})
-	o.queued += len(block)
+	o.sealed = append(o.sealed, parcel{block: block, chunk: o.aside})
+	if !o.aside {
+		o.queued += len(block)
+	}
 	o.dirty = false
 }
 
@@ -137,11 +144,14 @@ func (o *outbox) did() {
 }
 
 // done says that the block that take gave is stored, and takes its memory back.
-func (o *outbox) done(block []byte, resume cdc.Resume) {
+func (o *outbox) done(p parcel, resume cdc.Resume) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.stored, o.flight = resume, false
-	o.queued -= len(block)
+	block := p.block
+	if !p.chunk {
+		o.queued -= len(block)
+	}
 	if cap(block) <= spareLimit && len(o.spares) < sparesKept {
 		o.spares = append(o.spares, block[:0])
 	}

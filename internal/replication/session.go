@@ -149,7 +149,7 @@ func withGrace(ctx context.Context) (context.Context, context.CancelFunc) {
 
 func (s *session) settle(ctx context.Context, next parcel) error {
 	if next.do == nil {
-		return s.store(ctx, next.block)
+		return s.store(ctx, next)
 	}
 	if err := next.do(ctx); err != nil {
 		return err
@@ -158,7 +158,8 @@ func (s *session) settle(ctx context.Context, next parcel) error {
 	return nil
 }
 
-func (s *session) store(ctx context.Context, block []byte) error {
+func (s *session) store(ctx context.Context, next parcel) error {
+	block := next.block
 	footer, err := cdc.ReadFooter(block)
 	if err != nil {
 		return err
@@ -175,7 +176,7 @@ func (s *session) store(ctx context.Context, block []byte) error {
 		return fmt.Errorf("store block: %w", err)
 	}
 	s.metrics.appended(len(block), time.Since(begun))
-	s.out.done(block, footer.Resume)
+	s.out.done(next, footer.Resume)
 	s.status.stored(footer.Resume.End, footer.LastCommit)
 	return nil
 }

@@ -38,7 +38,8 @@ type vendor struct {
 	mu      sync.Mutex
 	stats   stats
 	buffers sync.Pool
-	trace   bool // keep arrivals
+	trace   bool  // keep arrivals
+	from    int64 // of rows with a greater id
 }
 
 // receive is the child "receiver": it prints its address and serves until its standard input ends, as it does when the parent is gone.
@@ -112,7 +113,7 @@ func (v *vendor) note(body []byte, now time.Time) {
 			return
 		}
 		end := bytes.IndexAny(rest, ",}")
-		if id, err := strconv.ParseInt(string(rest[:max(end, 0)]), 10, 64); err == nil {
+		if id, err := strconv.ParseInt(string(rest[:max(end, 0)]), 10, 64); err == nil && (v.from == 0 || id > v.from) {
 			v.stats.Arrivals = append(v.stats.Arrivals, arrival{ID: id, At: now})
 		}
 		body = rest
@@ -139,5 +140,9 @@ func (v *vendor) reset(w http.ResponseWriter, r *http.Request) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.stats, v.trace = stats{}, r.URL.Query().Has("trace")
+	v.from = 0
+	if from, err := strconv.ParseInt(r.URL.Query().Get("from"), 10, 64); err == nil {
+		v.from = from
+	}
 	w.WriteHeader(http.StatusNoContent)
 }
