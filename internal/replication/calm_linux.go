@@ -16,11 +16,6 @@ const (
 	calmWater = 16 << 10
 	// calmWait is the longest that less than calmWater waits.
 	calmWait = 2 * time.Millisecond
-	// A stream becomes busy when calmProof has come within calmWindow (8 MiB/s), so that transactions below calmProof are never
-	// held up, and stays busy while calmKeep does (2 MiB/s): a walsender that shares a processor pauses.
-	calmWindow = 32 * time.Millisecond
-	calmProof  = 256 << 10
-	calmKeep   = 64 << 10
 )
 
 // calmConn is a TCP connection whose reader is woken once per 16 KiB while the stream is busy, by means of SO_RCVLOWAT, and
@@ -28,9 +23,8 @@ const (
 type calmConn struct {
 	*net.TCPConn
 	raw      syscall.RawConn
-	busy     bool // owned by Read, as are water and rate
-	water    int  // the low-water mark that is set
-	rate     rate
+	water    int  // owned by Read: the low-water mark that is set
+	flow     flow // owned by Read
 	deadline deadline
 }
 
@@ -53,13 +47,13 @@ func (c *calmConn) Read(p []byte) (int, error) {
 		c.mark(1) // what is there, or the next byte
 		n, err = c.TCPConn.Read(p)
 	}
-	c.busy = c.rate.add(n, time.Now(), c.busy)
+	c.flow.add(n, time.Now())
 	return n, err
 }
 
 // readBusy waits for the low-water mark, at most calmWait. It returns nothing when that has passed, or the stream is not busy.
 func (c *calmConn) readBusy(p []byte) (int, error) {
-	if !c.busy || !c.mark(calmWater) {
+	if !c.flow.busy || !c.mark(calmWater) {
 		return 0, nil
 	}
 	if err := c.deadline.shorten(c.TCPConn, time.Now().Add(calmWait)); err != nil {
@@ -86,28 +80,6 @@ func (c *calmConn) mark(water int) bool {
 	}
 	c.water = water
 	return true
-}
-
-// rate counts bytes in windows of time.
-type rate struct {
-	since        time.Time
-	seen, before int // in this window, and in the one before
-}
-
-// add counts n bytes and says whether a stream that was busy, or was not, is now.
-func (r *rate) add(n int, now time.Time, busy bool) bool {
-	if age := now.Sub(r.since); age > calmWindow {
-		r.before = r.seen
-		if age > 2*calmWindow {
-			r.before = 0
-		}
-		r.since, r.seen = now, 0
-	}
-	r.seen += n
-	if busy {
-		return r.seen+r.before >= calmKeep
-	}
-	return r.seen >= calmProof
 }
 
 func (c *calmConn) SetReadDeadline(t time.Time) error { return c.deadline.set(c.TCPConn, t) }

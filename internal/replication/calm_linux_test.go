@@ -53,7 +53,7 @@ func TestCalmConnGivesAllBytesWithoutTimeouts(t *testing.T) {
 	if err := p.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	calm.busy = true // whatever the machine made of it
+	calm.flow.busy = true // whatever the machine made of it
 	if _, err := peer.Write([]byte("last")); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestCalmConnGivesAllBytesWithoutTimeouts(t *testing.T) {
 func TestCalmConnKeepsDeadlines(t *testing.T) {
 	for _, busy := range []bool{false, true} {
 		calm, peer := tcpPair(t)
-		calm.busy = busy
+		calm.flow.busy = busy
 		if err := calm.SetReadDeadline(time.Now().Add(5 * time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}
@@ -100,16 +100,15 @@ func TestStreamIsBusyByRate(t *testing.T) {
 		{"20,000 a second after a rush", 50 * time.Microsecond, true, true},
 		{"20,000 a second", 50 * time.Microsecond, false, false},
 	} {
-		var r rate
-		busy := test.busy
-		if busy {
-			r = rate{since: at, before: calmProof}
+		f := flow{busy: test.busy, since: at}
+		if f.busy {
+			f.before = flowProof
 		}
 		for n := range 5000 {
-			busy = r.add(row, at.Add(time.Duration(n)*test.every), busy)
+			f.add(row, at.Add(time.Duration(n)*test.every))
 		}
-		if busy != test.wantBusy {
-			t.Errorf("%s: busy %v, want %v", test.name, busy, test.wantBusy)
+		if f.busy != test.wantBusy {
+			t.Errorf("%s: busy %v, want %v", test.name, f.busy, test.wantBusy)
 		}
 	}
 }
