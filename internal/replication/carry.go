@@ -180,6 +180,7 @@ func (c *carrier) one(ctx context.Context) error {
 	if err := c.reader.read(ctx, &c.e.place, c.units(), &c.chunk); err != nil {
 		return err
 	}
+	c.s.logger.DebugContext(ctx, "chunk read", "id", c.e.ID, "after_rows", c.e.place.Rows, "rows", len(c.chunk.rows), "took", c.chunk.took)
 	c.s.ping()
 	fresh, cancel := context.WithTimeout(ctx, staleChunk)
 	err := c.room(fresh, chunksAhead-1)
