@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -44,8 +45,9 @@ type pipeline struct {
 	lag atomic.Pointer[replication.Lag] // what the source last said of the slot; nil before
 }
 
-// newPipeline opens what needs no source: the buffer and the admin listener. Run goes on from there.
-func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.Template, logger *slog.Logger) (_ *pipeline, err error) {
+// newPipeline opens what needs no source: the buffer and the admin listener. Run goes on from there. The sinks in skipMissed go on
+// although blocks are gone that they have not settled.
+func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.Template, logger *slog.Logger, skipMissed ...string) (_ *pipeline, err error) {
 	p := &pipeline{cfg: cfg, templates: templates, logger: logger, metrics: prometheus.NewRegistry()}
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer func() {
@@ -67,7 +69,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	if err != nil {
 		return nil, fmt.Errorf("source.query_url: %w", err)
 	}
-	if err := p.openSinks(ctx); err != nil {
+	if err := p.openSinks(ctx, skipMissed); err != nil {
 		return nil, err
 	}
 	if p.listener, err = admin.Listen(ctx, cfg.Admin.Listen); err != nil {
@@ -80,7 +82,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 }
 
 // openSinks makes a worker for each sink.
-func (p *pipeline) openSinks(ctx context.Context) error {
+func (p *pipeline) openSinks(ctx context.Context, skipMissed []string) error {
 	deps := sinks.Deps{Tokens: sinks.NewTokens(readBuild().Version, p.metrics, nil), Version: readBuild().Version, Registerer: p.metrics}
 	limiters := make(map[string]*rate.Limiter) // by account
 	for i := range p.cfg.Sinks {
@@ -90,7 +92,7 @@ func (p *pipeline) openSinks(ctx context.Context) error {
 			return err
 		}
 		p.sinks = append(p.sinks, sink)
-		cursor, err := p.buffer.Sink(ctx, s.Name)
+		cursor, err := p.openCursor(ctx, s.Name, slices.Contains(skipMissed, s.Name))
 		if err != nil {
 			return err
 		}
@@ -105,6 +107,23 @@ func (p *pipeline) openSinks(ctx context.Context) error {
 		}))
 	}
 	return nil
+}
+
+// openCursor finds where a sink goes on. One that was not configured for a while may have missed blocks, which an operator must know of.
+func (p *pipeline) openCursor(ctx context.Context, sink string, skipMissed bool) (*buffer.Sink, error) {
+	cursor, err := p.buffer.Sink(ctx, sink)
+	var trimmed *buffer.TrimmedError
+	if !errors.As(err, &trimmed) {
+		return cursor, err
+	}
+	if !skipMissed {
+		return nil, fmt.Errorf("%w; start once with --skip-missed %s to go on with what is there, then send its tables again with cdcsync backfill start", err, sink)
+	}
+	if err := p.buffer.Forget(ctx, trimmed); err != nil {
+		return nil, err
+	}
+	p.logger.WarnContext(ctx, "missed blocks skipped", "sink", sink, "blocks", trimmed.Messages, "since", trimmed.Since)
+	return p.buffer.Sink(ctx, sink)
 }
 
 // Run carries changes until ctx ends, then drains within shutdown.grace. Its error is one that an operator must mend.

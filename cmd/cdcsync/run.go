@@ -14,7 +14,8 @@ import (
 )
 
 func newRunCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var skipMissed []string
+	cmd := &cobra.Command{
 		Use:     "run",
 		Short:   "Carry changes from the source to the sinks, until it is told to stop",
 		GroupID: groupStart,
@@ -34,13 +35,15 @@ start repeats nothing. A second signal ends it at once; what was in flight is th
 			a.limitMemory()
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			p, err := newPipeline(ctx, cfg, templates, a.newLogger(cfg.Log))
+			p, err := newPipeline(ctx, cfg, templates, a.newLogger(cfg.Log), skipMissed...)
 			if err != nil {
 				return err
 			}
 			return p.Run(ctx)
 		},
 	}
+	cmd.Flags().StringSliceVar(&skipMissed, "skip-missed", nil, "let this `sink` go on although blocks were trimmed while it was not configured")
+	return cmd
 }
 
 // limitMemory lets the collector work harder before the heap is large, unless GOMEMLIMIT says otherwise. It bounds nothing by itself:

@@ -39,7 +39,7 @@ type TrimmedError struct {
 }
 
 func (e *TrimmedError) Error() string {
-	return fmt.Sprintf("%d blocks were trimmed while sink %s was not configured, since %s; run a backfill of its tables, then it goes on from the oldest block that is there",
+	return fmt.Sprintf("sink %[2]s was not configured since %[3]s, and %[1]d blocks were trimmed meanwhile: it never got their changes",
 		e.Messages, e.Sink, e.Since.Format(time.RFC3339))
 }
 

@@ -100,9 +100,9 @@ func (d *daemon) configure(yaml string) {
 func (d *daemon) bufferDir() string { return filepath.Join(filepath.Dir(d.config), "data") }
 
 // start runs the daemon and returns at once.
-func (d *daemon) start() {
+func (d *daemon) start(flags ...string) {
 	d.tb.Helper()
-	d.cmd = exec.Command(binary, "run", "--config", d.config)
+	d.cmd = exec.Command(binary, append([]string{"run", "--config", d.config}, flags...)...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := d.cmd.Start(); err != nil {
