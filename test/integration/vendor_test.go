@@ -165,12 +165,13 @@ func (s *source) each(tb testing.TB, sql string, dst []any, fn func()) {
 	}
 }
 
-// history counts each write that a vendor must have seen.
-func (s *source) history(tb testing.TB) map[event]int {
+// history has each write that a vendor must have seen, and its place among those of its key.
+func (s *source) history(tb testing.TB) map[event]int64 {
 	tb.Helper()
-	events := map[event]int{}
+	events := map[event]int64{}
 	var e event
-	s.each(tb, `select tbl, op, id, version from history`, []any{&e.table, &e.op, &e.id, &e.version}, func() { events[e]++ })
+	var n int64
+	s.each(tb, `select n, tbl, op, id, version from history`, []any{&n, &e.table, &e.op, &e.id, &e.version}, func() { events[e] = n })
 	return events
 }
 
@@ -187,7 +188,7 @@ func settled(tb testing.TB, d *daemon, s *source, v *vendor) {
 	})
 }
 
-func missing(want map[event]int, got []event) []event {
+func missing(want map[event]int64, got []event) []event {
 	lacking := maps.Clone(want)
 	for _, e := range got {
 		delete(lacking, e)
@@ -202,19 +203,19 @@ func verify(tb testing.TB, s *source, v *vendor) (repeats int) {
 	if lacking := missing(history, got); len(lacking) > 0 {
 		tb.Errorf("%d writes never arrived, such as %v", len(lacking), lacking[:min(len(lacking), 5)])
 	}
-	seen := make(map[event]int, len(got))
+	seen := make(map[event]bool, len(got))
 	newest := map[string]event{}
 	for i, e := range got {
 		if history[e] == 0 {
 			tb.Errorf("item %d was never written: %v", i, e)
 		}
-		seen[e]++
-		if seen[e] > history[e] {
+		if seen[e] {
 			repeats++
 			continue
 		}
+		seen[e] = true
 		key := e.table + " " + e.id
-		if last := newest[key]; last.version > e.version {
+		if last := newest[key]; history[last] > history[e] {
 			tb.Errorf("item %d: %v after %v", i, e, last)
 		}
 		newest[key] = e

@@ -449,7 +449,7 @@ func (d *daemon) settled(tb testing.TB, s *source) {
 // checkEvents: StopChurn has every write of users and orders but those with poison, and per key in order; those are dead letters.
 func checkEvents(tb testing.TB, s *source, v *vendor, letters []letter) {
 	tb.Helper()
-	want, rejected := map[event]int{}, map[event]int{}
+	want, rejected := map[event]int64{}, map[event]int{}
 	var e event
 	var note string
 	s.each(tb, `select tbl, op, id, version, note from history where tbl in ('users', 'orders')`, []any{&e.table, &e.op, &e.id, &e.version, &note}, func() {

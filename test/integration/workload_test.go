@@ -14,8 +14,7 @@ import (
 	"github.com/sourcegraph/conc/pool"
 )
 
-// schema has a table of each kind that capture treats differently. version grows with every write of a key, under the
-// row's lock, so that the order per key can be told from what arrives.
+// schema has a table of each kind that capture treats differently. version tells the writes of a key apart.
 const schema = `
 create sequence versions;
 create table accounts (
@@ -42,18 +41,19 @@ alter table events replica identity full;
 alter table events_old replica identity full;
 alter table events_new replica identity full;
 
--- Every write that a vendor must see, as the vendor sees it; not published.
-create table history (tbl text, op text, id text, version bigint);
+-- Every write that a vendor must see, as the vendor sees it; not published. n is drawn while the key is locked, so that it grows
+-- with the commits of a key (a version is drawn before an insert waits for a delete of its key).
+create table history (n bigserial, tbl text, op text, id text, version bigint);
 create function remember() returns trigger language plpgsql as $$
 declare old_id text; new_id text;
 begin
 	if tg_op <> 'INSERT' then execute 'select ' || tg_argv[1] into old_id using old; end if;
 	if tg_op <> 'DELETE' then execute 'select ' || tg_argv[1] into new_id using new; end if;
 	if old_id is distinct from new_id then
-		if old_id is not null then insert into history values (tg_argv[0], 'delete', old_id, old.version); end if;
-		if new_id is not null then insert into history values (tg_argv[0], 'insert', new_id, new.version); end if;
+		if old_id is not null then insert into history (tbl, op, id, version) values (tg_argv[0], 'delete', old_id, old.version); end if;
+		if new_id is not null then insert into history (tbl, op, id, version) values (tg_argv[0], 'insert', new_id, new.version); end if;
 	else
-		insert into history values (tg_argv[0], 'update', new_id, new.version);
+		insert into history (tbl, op, id, version) values (tg_argv[0], 'update', new_id, new.version);
 	end if;
 	return null;
 end $$;
