@@ -28,22 +28,10 @@ type backfillState struct {
 // backfill asks the daemon for one and returns its id.
 func (d *daemon) backfill(what map[string]any) string {
 	d.tb.Helper()
-	body, err := json.Marshal(what)
-	if err != nil {
-		d.tb.Fatal(err)
-	}
-	response, err := http.Post("http://"+d.admin+"/api/v1/backfills", "application/json", bytes.NewReader(body))
-	if err != nil {
-		d.tb.Fatal(err)
-	}
-	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err != nil {
-		d.tb.Fatal(err)
-	}
+	status, answer := d.post("/api/v1/backfills", what)
 	var started backfillState
-	if err := json.Unmarshal(answer, &started); err != nil || response.StatusCode != http.StatusCreated {
-		d.tb.Fatalf("start a backfill of %v: %s %s", what, response.Status, answer)
+	if err := json.Unmarshal([]byte(answer), &started); err != nil || status != http.StatusCreated {
+		d.tb.Fatalf("start a backfill of %v: %d %s", what, status, answer)
 	}
 	return started.ID
 }
@@ -192,4 +180,110 @@ func TestBackfillKill(t *testing.T) {
 		again += n - 1
 	}
 	t.Logf("%d of %d rows were read twice", again, rows)
+}
+
+// A mapping that asks for existing rows gets them once, also when it is added later, and only its sink does.
+func TestBackfillInitial(t *testing.T) {
+	s, v := newSource(t), newVendor(t, sandbox.Config{})
+	s.exec(t, `insert into accounts (id, name) select i, 'old ' || i from generate_series(1, 500) i`)
+	s.exec(t, `insert into orders (tenant, no, note) select i, i, 'old ' || i from generate_series(1, 300) i`)
+	sink := fmt.Sprintf("sinks: {crm: {type: stopchurn, url: %q, api_key: sandbox-key}}\nmappings:\n", v.url)
+	accounts := `  - {table: public.accounts, sink: crm, backfill: initial, item: {brandId: 1, tableName: accounts, createdAt: $created_at, updatedAt: $updated_at, data: {"*": {}}}}` + "\n"
+	orders := `  - {table: public.orders, sink: crm, backfill: initial, item: {brandId: 1, tableName: orders, createdAt: $created_at, updatedAt: $created_at, data: {id: =string(tenant), note: $note}}}` + "\n"
+	d := newDaemon(t, s.url, sink+accounts)
+	holds := func(items uint64) {
+		t.Helper()
+		d.wait(fmt.Sprint(items, " items"), func() (bool, string) { return v.Accepted("stopchurn") >= items, fmt.Sprint(v.Accepted("stopchurn")) })
+	}
+	d.start()
+	d.ready()
+	holds(500)
+	d.filled("1")
+	d.stop()
+
+	d.configure(fmt.Sprintf("source: {url: %q, slot: %s}\nadmin: {listen: %q}\n%s", s.url, slotName(t), d.admin, sink+accounts+orders))
+	d.start()
+	d.ready()
+	holds(800)
+	d.filled("2")
+	s.exec(t, `insert into accounts (id, name) values (1000, 'new')`)
+	holds(801)
+	if n := v.Accepted("stopchurn"); n != 801 {
+		t.Errorf("%d items arrived, want 801", n)
+	}
+	if _, err := d.backfillNow("3"); err == nil {
+		t.Error("a backfill that nobody asked for")
+	}
+}
+
+// A paused backfill goes on where it stopped, a cancelled one does not, and what cannot be is refused with the reason.
+func TestBackfillOrders(t *testing.T) {
+	s, v := newSource(t), newVendor(t, sandbox.Config{})
+	s.exec(t, `insert into accounts (id, name) select i, 'old ' || i from generate_series(1, 3000) i`)
+	d := newDaemon(t, s.url, v.crm(""))
+	d.start()
+	d.ready()
+	id := d.backfill(map[string]any{"table": "public.accounts", "rate": 500, "where": "id % 2 = 0"})
+	d.wait("some rows", func() (bool, string) {
+		b, err := d.backfillNow(id)
+		return err == nil && b.Rows > 0, fmt.Sprint(b, err)
+	})
+	d.act(id, "pause", http.StatusNoContent)
+	d.act(id, "pause", http.StatusConflict)
+	d.kill()
+	d.start()
+	d.ready()
+	b, err := d.backfillNow(id)
+	if err != nil || b.State != "paused" || b.Rows == 0 || b.Rows >= 1500 {
+		t.Fatalf("after a restart: %+v %v", b, err)
+	}
+	d.act(id, "resume", http.StatusNoContent)
+	d.filled(id)
+	if b, _ := d.backfillNow(id); b.Rows != 1500 {
+		t.Errorf("%d rows were sent, want 1500", b.Rows)
+	}
+	for _, row := range v.Rows("accounts") {
+		if n, _ := strconv.Atoi(row.ID); n%2 != 0 {
+			t.Fatalf("row %s does not meet the condition", row.ID)
+		}
+	}
+	id = d.backfill(map[string]any{"table": "public.accounts", "rate": 100})
+	d.act(id, "cancel", http.StatusNoContent)
+	d.act(id, "resume", http.StatusConflict)
+	d.act("99", "pause", http.StatusNotFound)
+	for _, what := range []map[string]any{
+		{"table": "public.nothing"},
+		{"table": "public.accounts", "sink": "nobody"},
+		{"table": "public.accounts", "where": "no_such_column > 1"},
+		{"table": "public.accounts", "where": "id > 1; drop table accounts"},
+	} {
+		if status, answer := d.post("/api/v1/backfills", what); status != http.StatusBadRequest && status != http.StatusUnprocessableEntity {
+			t.Errorf("%v: %d %s", what, status, answer)
+		}
+	}
+}
+
+func (d *daemon) act(id, what string, want int) {
+	d.tb.Helper()
+	if status, answer := d.post("/api/v1/backfills/"+id+"/"+what, struct{}{}); status != want {
+		d.tb.Errorf("%s %s: %d %s, want %d", what, id, status, answer, want)
+	}
+}
+
+func (d *daemon) post(path string, request any) (status int, answer string) {
+	d.tb.Helper()
+	body, err := json.Marshal(request)
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	response, err := http.Post("http://"+d.admin+path, "application/json", bytes.NewReader(body))
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	return response.StatusCode, string(text)
 }
