@@ -84,6 +84,7 @@ delivers them to StopChurn, Fanbase and Fanatics, in order and at least once, as
 		newResumeCommand(a),
 		newDLQCommand(a),
 		newBackfillCommand(a),
+		newExportCommand(a),
 		newSchemaCommand(a),
 		newVersionCommand(a),
 	}

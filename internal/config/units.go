@@ -48,8 +48,8 @@ var sizeUnits = []struct {
 
 const sizePattern = `^[0-9]+(\.[0-9]+)? ?(B|[KMGT]iB|[kKMGT]B)$`
 
-// parseSize reads "10GiB", "1.5 MB" or "4096B".
-func parseSize(text string) (Size, error) {
+// ParseSize reads "10GiB", "1.5 MB" or "4096B".
+func ParseSize(text string) (Size, error) {
 	number, unit := splitUnit(text)
 	for _, u := range sizeUnits {
 		if u.name != unit {

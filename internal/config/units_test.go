@@ -12,7 +12,7 @@ func TestUnits(t *testing.T) {
 		"": -1, "1": -1, "GiB": -1, "1gib": -1, "-1B": -1, "1.2.3B": -1, "9999999TiB": -1, "1  B": -1,
 	}
 	for text, want := range sizes {
-		if got, err := parseSize(text); (err != nil) != (want < 0) || err == nil && got != want {
+		if got, err := ParseSize(text); (err != nil) != (want < 0) || err == nil && got != want {
 			t.Errorf("size %q: %d, %v", text, got, err)
 		}
 	}

@@ -105,8 +105,8 @@ func whole[T int | int64](into *T, least, most T) value {
 // size of at least what least says.
 func size(into *Size, least string) value {
 	return scalar[Size]{into: into, word: "a size", parse: func(text string) (Size, error) {
-		n, err := parseSize(text)
-		if bound, _ := parseSize(least); err == nil && n < bound {
+		n, err := ParseSize(text)
+		if bound, _ := ParseSize(least); err == nil && n < bound {
 			err = &mistake{message: "is less than " + least}
 		}
 		return n, err

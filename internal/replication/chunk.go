@@ -147,6 +147,8 @@ type chunkReader struct {
 	blocks    int64    // of a table without a key
 	key       []int    // indexes of the columns by which rows are ordered and told apart; none means that the table is read by place
 	types     []string // of the key's columns
+	from      string   // the table as a query names it
+	filter    string   // the condition together with the publication's; empty for all rows
 	keep      bool     // the first column of the page says whether the condition holds
 	values    [][]byte
 	queries   chunkQueries
@@ -225,15 +227,19 @@ func (r *chunkReader) look(ctx context.Context) error {
 		Scan(&partitioned, &r.blocks); err != nil {
 		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
 	}
-	from := pgx.Identifier{r.table.Schema, r.table.Name}.Sanitize()
+	r.from = pgx.Identifier{r.table.Schema, r.table.Name}.Sanitize()
 	if !partitioned {
-		from = "only " + from // children of a table that is no partitioned one are published under their own names
+		r.from = "only " + r.from // children of a table that is no partitioned one are published under their own names
 	}
-	filter := conditions(published, r.where)
-	if len(r.key) == 0 {
-		return r.byPlace(from, partitioned, filter)
+	r.filter = conditions(published, r.where)
+	switch {
+	case len(r.key) > 0:
+		return r.byKey(ctx)
+	case partitioned:
+		return errNoOrder
 	}
-	return r.byKey(ctx, from, filter)
+	r.byPlace()
+	return nil
 }
 
 // chunkVersion changes with the columns of a table.
@@ -309,7 +315,7 @@ func (r *chunkReader) allColumns() []int {
 
 // byKey makes the queries of a table with a key. With a condition they go over so many rows, not over as many as it
 // takes until enough of them meet it, so that a chunk is short however few do.
-func (r *chunkReader) byKey(ctx context.Context, from, filter string) error {
+func (r *chunkReader) byKey(ctx context.Context) error {
 	if err := r.keyTypes(ctx); err != nil {
 		return err
 	}
@@ -324,6 +330,7 @@ func (r *chunkReader) byKey(ctx context.Context, from, filter string) error {
 	list := strings.Join(order, ", ")
 	behind := fmt.Sprintf(" where (%s) > (%s)", list, strings.Join(places, ", "))
 	among := fmt.Sprintf("(%s) in (select %s from unnest(%s) as k(%s))", list, strings.Join(casts, ", "), strings.Join(arrays, ", "), strings.Join(aliases, ", "))
+	from, filter := r.from, r.filter
 	r.keep = filter != ""
 	page := func(columns []int, where string) string {
 		if !r.keep {
@@ -370,17 +377,16 @@ func (r *chunkReader) keyTypes(ctx context.Context) error {
 }
 
 // byPlace makes the query of a table without a key: blocks of its file, in order.
-func (r *chunkReader) byPlace(from string, partitioned bool, filter string) error {
-	if partitioned {
-		return &Error{
-			Reason:   fmt.Sprintf("table %s is partitioned and has no primary key, so that there is no order to read it in", r.table),
-			Solution: "add a primary key",
-		}
-	}
-	where := strings.Join(nonEmpty("ctid >= $1::text::tid", "ctid < $2::text::tid", filter), " and ")
+func (r *chunkReader) byPlace() {
+	where := strings.Join(nonEmpty("ctid >= $1::text::tid", "ctid < $2::text::tid", r.filter), " and ")
 	r.keep = false
-	r.queries = chunkQueries{next: fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(r.allColumns()), ", "), from, where)}
-	return nil
+	r.queries = chunkQueries{next: fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(r.allColumns()), ", "), r.from, where)}
+}
+
+// errNoOrder says that a table cannot be read in chunks.
+var errNoOrder = &Error{
+	Reason:   "the table is partitioned and has no primary key, so that there is no order to read it in",
+	Solution: "add a primary key",
 }
 
 // read reads into c what follows p: its rows to be read again, and a page of size rows or, of a table without a key, blocks.

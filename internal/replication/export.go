@@ -1,0 +1,177 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// Export reads one table whole, as it is at one moment, on a connection of its own. It is used by one goroutine.
+type Export struct {
+	reader   *chunkReader
+	estimate int64
+}
+
+// OpenExport connects and looks at the table. An *Error says that the table or the condition cannot be.
+func OpenExport(ctx context.Context, cfg BackfillConfig, spec BackfillSpec) (*Export, error) {
+	const largest = 1 << 30 // Postgres's own limit for a row
+	e := &Export{reader: &chunkReader{url: cfg.URL, publication: cfg.Publication, table: spec.Table, where: spec.Where, maxRow: largest}}
+	err := e.reader.open(ctx)
+	if err == nil || errors.Is(err, errNoOrder) { // what is read in one go needs no order
+		e.estimate, err = e.reader.check(ctx)
+	}
+	if err != nil {
+		e.reader.close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Relation is the table as the rows have it.
+func (e *Export) Relation() *cdc.Relation { return e.reader.relation }
+
+// Estimate is about how many rows there are.
+func (e *Export) Estimate() int64 { return e.estimate }
+
+// Close ends the connection.
+func (e *Export) Close() { e.reader.close() }
+
+// Rows gives every row to take, as text, in one snapshot: that of a Reservation when snapshot names it, else the present. A
+// row's values are valid until take returns.
+func (e *Export) Rows(ctx context.Context, snapshot string, take func(row []cdc.Value) error) error {
+	conn := e.reader.conn.PgConn()
+	begin := "begin isolation level repeatable read, read only"
+	if snapshot != "" {
+		begin += "; set transaction snapshot " + quoteLiteral(snapshot)
+	}
+	if _, err := conn.Exec(ctx, begin).ReadAll(); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	sql := fmt.Sprintf("select %s from %s", strings.Join(e.reader.names(e.reader.allColumns()), ", "), e.reader.from)
+	if e.reader.filter != "" {
+		sql += " where " + e.reader.filter
+	}
+	if err := readRows(conn.ExecParams(ctx, sql, nil, nil, nil, nil), take); err != nil {
+		return fmt.Errorf("read %s: %w", e.reader.table, err)
+	}
+	_, err := conn.Exec(ctx, "commit").ReadAll()
+	return err
+}
+
+func readRows(reader *pgconn.ResultReader, take func(row []cdc.Value) error) error {
+	var row []cdc.Value
+	for reader.NextRow() {
+		row = row[:0]
+		for _, v := range reader.Values() {
+			if v == nil {
+				row = append(row, cdc.Value{Kind: cdc.Null})
+			} else {
+				row = append(row, cdc.Value{Kind: cdc.Text, Data: v})
+			}
+		}
+		if err := take(row); err != nil {
+			return err // the connection is closed with the rest unread
+		}
+	}
+	_, err := reader.Close()
+	return err
+}
+
+// Reservation is a new slot, with a snapshot that shows exactly what lies before its first change. It holds the connection
+// that the snapshot lives in.
+type Reservation struct {
+	Snapshot string // its name
+
+	cfg    Config
+	wire   *wire
+	source incarnation
+}
+
+// Reserve makes the slot, the publication before it when cfg.Manage says so. The slot must not exist.
+func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservation, err error) {
+	w, err := dialWire(ctx, cfg.URL, DefaultMaxRow)
+	if err != nil {
+		return nil, connectError(err, false)
+	}
+	r := &Reservation{cfg: cfg, wire: w}
+	defer func() {
+		if err != nil {
+			w.close(ctx)
+		}
+	}()
+	sv, err := surveySource(ctx, w.conn, &cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := firstFailure(findings(sv, &cfg)); err != nil {
+		return nil, err
+	}
+	if sv.slot != nil {
+		return nil, &Error{
+			Reason:   fmt.Sprintf("slot %q exists already, and a snapshot comes with a new one only", cfg.Slot),
+			Solution: "export without --with-slot, or, if nothing needs the slot: " + dropSlot(cfg.Slot),
+		}
+	}
+	if r.source.System, err = systemIdentifier(ctx, w.conn); err != nil {
+		return nil, err
+	}
+	s := &Stream{cfg: cfg, logger: logger}
+	if cfg.Manage {
+		if err := s.managePublication(ctx, w.conn, sv); err != nil {
+			return nil, err
+		}
+	}
+	return r, r.create(ctx, logger)
+}
+
+func (r *Reservation) create(ctx context.Context, logger *slog.Logger) error {
+	const patience = 5 * time.Second
+	timer := time.AfterFunc(patience, func() {
+		logger.WarnContext(ctx, "making the slot waits for open transactions to end; see pg_stat_activity, oldest xact_start first", "slot", r.cfg.Slot)
+	})
+	defer timer.Stop()
+	// The spelling that versions 14 to 18 all read.
+	command := "CREATE_REPLICATION_SLOT " + pgx.Identifier{r.cfg.Slot}.Sanitize() + " LOGICAL pgoutput EXPORT_SNAPSHOT"
+	results, err := r.wire.conn.PgConn().Exec(ctx, command).ReadAll()
+	if err != nil {
+		return streamError(&r.cfg, err)
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) < 3 {
+		return errors.New("create slot: no answer")
+	}
+	row := results[0].Rows[0]
+	r.Snapshot = string(row[2])
+	r.source.Slot = r.cfg.Slot
+	r.source.Created, err = cdc.ParseLSN(string(row[1]))
+	r.source.Confirmed = r.source.Created
+	return err
+}
+
+// Keep makes the log accept the slot, so that a Stream begins behind the snapshot. The log must be one that has nothing of another slot.
+func (r *Reservation) Keep(ctx context.Context, log Log) error {
+	if err := log.SetSource(ctx, r.source.encode()); err != nil {
+		return fmt.Errorf("store slot: %w", err)
+	}
+	return nil
+}
+
+// Release ends the snapshot; unless keep is set, the slot is dropped, too.
+func (r *Reservation) Release(ctx context.Context, keep bool) error {
+	defer r.wire.close(ctx)
+	if keep {
+		return nil
+	}
+	_, err := r.wire.conn.PgConn().Exec(ctx, "DROP_REPLICATION_SLOT "+pgx.Identifier{r.cfg.Slot}.Sanitize()).ReadAll()
+	if err != nil {
+		return fmt.Errorf("drop slot %s: %w", r.cfg.Slot, err)
+	}
+	return nil
+}
