@@ -54,16 +54,22 @@ type daemon struct {
 	failed  error
 }
 
-// startDaemon runs cdcsync on the slot, delivering to the vendor's address. Its buffer is named for the slot, so that a
-// second start on the same slot goes on where the first ended.
+// startDaemon runs cdcsync on the slot, delivering to the vendor's address.
 func (b *bench) startDaemon(ctx context.Context, url, slot, vendor string) (*daemon, error) {
+	return b.launch(ctx, slot, func(buffer, admin string) string {
+		return fmt.Sprintf(daemonConfig, url, slot, buffer, admin, vendor)
+	})
+}
+
+// launch runs cdcsync with a configuration. Its buffer is named for the slot, so that a second start on the same slot goes on
+// where the first ended.
+func (b *bench) launch(ctx context.Context, slot string, configure func(buffer, admin string) string) (*daemon, error) {
 	admin, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
 	path := filepath.Join(b.dir, slot)
-	config := fmt.Sprintf(daemonConfig, url, slot, path, admin, vendor)
-	if err := os.WriteFile(path+".yaml", []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(path+".yaml", []byte(configure(path, admin)), 0o600); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(path + ".log")

@@ -53,6 +53,10 @@ var scenarios = []struct {
 }{
 	{"throughput", (*bench).throughput},
 	{"latency", (*bench).latency},
+	{"isolation", (*bench).isolation},
+	{"queue", (*bench).queue},
+	{"outage", (*bench).outage},
+	{"backfill", (*bench).backfill},
 }
 
 func run(ctx context.Context, args []string) error {
@@ -102,8 +106,8 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 	b.server, err = pgtest.Start(ctx, pgtest.Options{Durable: true, TCP: true, Settings: map[string]string{
 		"max_wal_size":          "8GB", // no checkpoint in the middle of a measurement
 		"shared_buffers":        "256MB",
-		"max_replication_slots": "20", // one for each round
-		"max_wal_senders":       "20",
+		"max_replication_slots": "100", // one for each round
+		"max_wal_senders":       "100",
 	}})
 	if err != nil {
 		return err
