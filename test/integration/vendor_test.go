@@ -83,24 +83,30 @@ func (v *vendor) rows(tb testing.TB) map[string]string {
 	tb.Helper()
 	rows := map[string]string{}
 	for _, row := range v.Rows("") {
-		var d struct {
-			Version           int64
-			Name, Note, Big   string
-			Amount, Bio, Kind string
-			Visits            int
-		}
-		if err := json.Unmarshal(row.Data, &d); err != nil {
-			tb.Fatalf("row %s %s: %v", row.Table, row.ID, err)
-		}
-		text := map[string]string{
-			"accounts": d.Name + "|" + d.Big + "|" + d.Amount,
-			"orders":   d.Note + "|" + d.Big,
-			"profiles": fmt.Sprintf("%s|%d", d.Bio, d.Visits),
-			"events":   d.Kind,
-		}[row.Table]
-		rows[row.Table+" "+row.ID] = fmt.Sprintf("v%d %s", d.Version, text)
+		rows[row.Table+" "+row.ID] = rowText(tb, row.Table, row.Data)
 	}
 	return rows
+}
+
+// rowText is a row's data as StopChurn gets it in the form of expected.
+func rowText(tb testing.TB, table string, data []byte) string {
+	tb.Helper()
+	var d struct {
+		Version           int64
+		Name, Note, Big   string
+		Amount, Bio, Kind string
+		Visits            int
+	}
+	if err := json.Unmarshal(data, &d); err != nil {
+		tb.Fatalf("row of %s: %v", table, err)
+	}
+	text := map[string]string{
+		"accounts": d.Name + "|" + d.Big + "|" + d.Amount,
+		"orders":   d.Note + "|" + d.Big,
+		"profiles": fmt.Sprintf("%s|%d", d.Bio, d.Visits),
+		"events":   d.Kind,
+	}[table]
+	return fmt.Sprintf("v%d %s", d.Version, text)
 }
 
 // source is the test's own database.
