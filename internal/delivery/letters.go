@@ -319,18 +319,18 @@ func rowOf(change []byte) string {
 	if values == nil {
 		values = c.Old
 	}
-	row := c.Relation.String()
 	columns := keyColumns(c.Relation)
+	if len(columns) == 0 {
+		return ""
+	}
+	row := []byte(c.Relation.String())
 	for _, i := range columns {
 		if i >= len(values) || values[i].Kind != cdc.Text {
 			return ""
 		}
-		row += keyMark + string(values[i].Data)
+		row = append(append(row, keyMark...), values[i].Data...)
 	}
-	if len(columns) == 0 {
-		return ""
-	}
-	return row
+	return string(row)
 }
 
 // resent resolves the letters that were sent again with success.

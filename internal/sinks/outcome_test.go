@@ -230,7 +230,9 @@ func TestFanaticsFailures(t *testing.T) {
 func TestFanaticsCovers(t *testing.T) {
 	sink := kinds[sinks.TypeFanatics].openWith(t, sinks.TypeFanatics, sinks.Deps{Tokens: sinks.NewTokens("1", nil, nil)})
 	defer sink.Close()
-	partial := sink.(interface{ Covers(newer, older []byte) bool })
+	partial := sink.(interface {
+		Covers(newer, older []byte) bool
+	})
 	for _, c := range []struct {
 		newer, older string
 		want         bool

@@ -90,9 +90,9 @@ func (b *bench) startFour(ctx context.Context, url, slot string, ill illness) (*
 		return nil, errors.Join(err, server.Close(), serving.Wait())
 	}
 	f.stop = func() error {
-		f.command.Process.Kill() // a slow vendor would hold the drain
+		err := f.command.Process.Kill() // a slow vendor would hold the drain
 		f.waiting.Wait()
-		return errors.Join(server.Close(), serving.Wait())
+		return errors.Join(err, server.Close(), serving.Wait())
 	}
 	return f, f.ready(ctx)
 }

@@ -405,8 +405,7 @@ func (d *daemon) letters(tb testing.TB) []letter {
 func (d *daemon) run(tb testing.TB, args ...string) string {
 	tb.Helper()
 	out, err := exec.Command(binary, append(args, "--config", d.config)...).Output()
-	var failed *exec.ExitError
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*exec.ExitError](err); ok {
 		tb.Fatalf("cdcsync %s: %v\n%s", strings.Join(args, " "), err, failed.Stderr)
 	}
 	if err != nil {
