@@ -18,16 +18,21 @@ const (
 	sparesKept  = ringBytes/blockSize + 1
 	spareLimit  = 2 * blockSize
 	footerSlack = 4 << 10
+	// gatherWait is the longest that a busy stream's block is left to fill: at 25 MiB/s it has then.
+	gatherWait = 10 * time.Millisecond
 )
 
 // outbox holds what the reader has received and the log has not stored yet.
 //
 // Blocks form by themselves: the publisher takes what is there when the last one is stored, so that low load gives small
-// blocks at once and high load gives large ones.
+// blocks at once; under high load it waits until a block is full.
 type outbox struct {
 	mu     sync.Mutex
 	writer cdc.Writer // the block that grows
 	dirty  bool       // it has something that must be stored
+	busy   bool       // the stream is: see flow
+	timed  bool       // the publisher waits for the block to fill, or to be ripe
+	ripe   bool       // it has waited for long enough
 	sealed []parcel   // what is ready for the publisher, oldest first
 	queued int        // bytes in sealed and in flight, chunks excepted: backfills bound those
 	aside  bool       // what is written now is a chunk
@@ -115,9 +120,28 @@ func (o *outbox) push(do func(context.Context) error) {
 
 // offer wakes the publisher when there is something to store. o.mu is held.
 func (o *outbox) offer() {
-	if !o.flight && (o.dirty || len(o.sealed) > 0 || o.persist > o.persisted) {
+	if o.flight {
+		return // the publisher looks again when it has stored that
+	}
+	if len(o.sealed) > 0 || o.persist > o.persisted || o.dirty && !(o.busy && o.timed) {
 		signal(o.work)
 	}
+}
+
+// gather says whether the publisher leaves the block that grows to the reader, for gatherWait at most: a busy stream fills it soon,
+// and few large blocks cost all that follow less than many small ones.
+func (o *outbox) gather() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.timed = o.dirty && o.busy && !o.ripe && len(o.sealed) == 0
+	return o.timed
+}
+
+// ripen ends gathering.
+func (o *outbox) ripen() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ripe = true
 }
 
 // take gives the publisher what is next.
@@ -125,11 +149,12 @@ func (o *outbox) take() (next parcel, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.sealed) == 0 {
-		if !o.dirty {
+		if !o.dirty || o.busy && !o.ripe {
 			return parcel{}, false
 		}
 		o.seal()
 	}
+	o.ripe = false
 	next = o.sealed[0]
 	o.sealed = append(o.sealed[:0], o.sealed[1:]...)
 	o.flight = true

@@ -33,6 +33,7 @@ type session struct {
 	out    *outbox
 	source incarnation     // owned by publish
 	clock  clock           // owned by read
+	flow   flow            // owned by read
 	mapped map[string]bool // by schema.table
 
 	relations map[uint32]*relation // owned by read, as is all below
@@ -116,6 +117,8 @@ func (s *session) run(ctx context.Context) error {
 func (s *session) publish(ctx context.Context) error {
 	flight, cancel := withGrace(ctx)
 	defer cancel()
+	ripe := time.NewTimer(gatherWait)
+	defer ripe.Stop()
 	for {
 		if err := s.remember(flight); err != nil {
 			return err
@@ -128,10 +131,15 @@ func (s *session) publish(ctx context.Context) error {
 				return ctx.Err()
 			}
 		}
+		if ripe.Stop(); s.out.gather() {
+			ripe.Reset(gatherWait)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.out.work:
+		case <-ripe.C:
+			s.out.ripen()
 		}
 	}
 }
@@ -222,6 +230,7 @@ func (s *session) wake() {
 func (s *session) drain(ctx context.Context) error {
 	s.out.mu.Lock()
 	defer s.out.mu.Unlock()
+	s.out.busy = s.flow.busy
 	defer s.out.offer()
 	if s.tracking.backfill != "" {
 		defer signal(s.moved)
@@ -262,8 +271,10 @@ func (s *session) fill(ctx context.Context) error {
 			}
 			continue
 		}
+		before := s.frames.read
 		err := s.frames.fill()
 		now := time.Now()
+		s.flow.add(int(s.frames.read-before), now)
 		switch {
 		case err == nil:
 			s.clock.heard(now)
