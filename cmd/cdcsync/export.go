@@ -97,7 +97,7 @@ func (a *app) export(ctx context.Context, o *exportOptions) (err error) {
 	logger := a.newLogger(cfg.Log)
 	source := sourceConfig(cfg, templates)
 	x := &exporter{options: o, source: source, progress: newProgress(a.stderr), files: newExportFiles(o.out, int64(o.split))}
-	if x.reader, err = replication.NewReader(ctx, cfg.Source.QueryURL.Reveal(), replication.ReaderOptions{StatementTimeout: cfg.Source.QueryTimeout}); err != nil {
+	if x.reader, err = replication.NewReader(ctx, cfg.Source.QueryURL.Reveal(), replication.ReaderOptions{StatementTimeout: cfg.Source.QueryTimeout, Publication: cfg.Source.Publication}); err != nil {
 		return err
 	}
 	defer x.reader.Close()

@@ -65,7 +65,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	}
 	source.Backfills = p.backfills
 	p.stream = replication.New(source, p.buffer, logger, p.metrics)
-	p.reader, err = replication.NewReader(ctx, cfg.Source.QueryURL.Reveal(), replication.ReaderOptions{StatementTimeout: cfg.Source.QueryTimeout})
+	p.reader, err = replication.NewReader(ctx, cfg.Source.QueryURL.Reveal(), replication.ReaderOptions{StatementTimeout: cfg.Source.QueryTimeout, Publication: cfg.Source.Publication})
 	if err != nil {
 		return nil, fmt.Errorf("source.query_url: %w", err)
 	}

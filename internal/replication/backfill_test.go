@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -152,14 +150,7 @@ func synchronous(t *testing.T) *pgtest.Server {
 	if err := conn.QueryRow(t.Context(), "select setting from pg_config where name = 'BINDIR'").Scan(&bin); err != nil {
 		t.Fatal(err)
 	}
-	receiver := exec.Command(filepath.Join(bin, "pg_receivewal"), "-d", server.URL("postgres"), "-D", t.TempDir(), "--synchronous", "--no-loop")
-	if err := receiver.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = receiver.Process.Kill()
-		_ = receiver.Wait()
-	})
+	standBy(t, server.URL("postgres"), bin)
 	for _, sql := range []string{"alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"} {
 		if _, err := conn.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)

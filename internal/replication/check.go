@@ -62,9 +62,10 @@ func SetupSQL(ctx context.Context, cfg Config) ([]Statement, error) {
 	if sv.walLevel != "logical" {
 		statements = append(statements, Statement{SQL: "ALTER SYSTEM SET wal_level = 'logical'", Why: "logical decoding is off; restart the server afterwards", Risky: true})
 	}
+	statements = append(statements, generatedStatements(&cfg, sv)...)
 	for _, t := range sv.tables {
 		wanted := t.Table.NeedsFull || !t.identified || len(t.strayLeaves) > 0
-		if !t.exists || !wanted {
+		if hindered, _ := t.hindrance(sv, &cfg); !t.exists || !wanted || hindered != "" {
 			continue
 		}
 		for _, name := range t.notFull {
@@ -73,7 +74,7 @@ func SetupSQL(ctx context.Context, cfg Config) ([]Statement, error) {
 			})
 		}
 	}
-	statements = append(statements, publicationStatements(&cfg, sv.publication)...)
+	statements = append(statements, publicationStatements(&cfg, sv)...)
 	if sv.slot == nil && !cfg.Manage {
 		statements = append(statements, Statement{SQL: createSlotSQL(cfg.Slot), Why: "the slot is missing; from here on the server keeps WAL for it"})
 	}
@@ -113,7 +114,7 @@ func findings(sv *survey, cfg *Config) []Finding {
 	}
 	judgeServer(sv, cfg, add)
 	for _, t := range sv.tables {
-		judgeTable(t, cfg, add)
+		judgeTable(sv, &t, cfg, add)
 	}
 	judgePublication(sv, cfg, add)
 	judgeSlot(sv, cfg, add)
@@ -140,12 +141,12 @@ func judgeServer(sv *survey, cfg *Config, add func(Finding)) {
 	}
 }
 
-func judgeTable(t tableFacts, cfg *Config, add func(Finding)) {
+func judgeTable(sv *survey, t *tableFacts, cfg *Config, add func(Finding)) {
 	name := t.Table.String()
 	say := func(severity Severity, message, solution string) {
 		add(Finding{Severity: severity, Table: name, Message: message, Solution: solution})
 	}
-	full := fullStatements(t.notFull)
+	full := fullAdvice(sv, t, cfg)
 	switch {
 	case !t.exists:
 		say(Failure, fmt.Sprintf("table %s does not exist", name), "correct the mapping's table, or create the table")
@@ -160,7 +161,7 @@ func judgeTable(t tableFacts, cfg *Config, add func(Finding)) {
 			name, strings.Join(t.strayLeaves, ", ")), full)
 	case !t.identified && (cfg.Manage || t.Table.Update || t.Table.Delete):
 		say(Failure, fmt.Sprintf("table %s has no replica identity: as long as it is published, UPDATE and DELETE on it fail in the application", name),
-			"give it a primary key, or run: "+full)
+			"give it a primary key, or "+full)
 	}
 	switch {
 	case t.Table.NeedsFull && t.identity != "f":
@@ -173,17 +174,20 @@ func judgeTable(t tableFacts, cfg *Config, add func(Finding)) {
 		say(Warning, fmt.Sprintf("the role may not read %s: values that were not sent cannot be read back, and no backfill is possible", name),
 			"GRANT SELECT ON "+quoteTable(t.Table)+" TO the role of source.url")
 	}
-	if len(t.generated) > 0 {
-		say(Notice, fmt.Sprintf("generated columns of %s are not published: %s", name, strings.Join(t.generated, ", ")), "compute them in the mapping")
-	}
+	judgeGenerated(sv, t, cfg, say)
 }
 
-func fullStatements(tables []string) string {
-	statements := make([]string, len(tables))
-	for i, table := range tables {
-		statements[i] = "ALTER TABLE " + table + " REPLICA IDENTITY FULL"
+// fullAdvice says how the table and its leaves become REPLICA IDENTITY FULL.
+func fullAdvice(sv *survey, t *tableFacts, cfg *Config) string {
+	statements := generatedStatements(cfg, sv)
+	for _, table := range t.notFull {
+		statements = append(statements, Statement{SQL: "ALTER TABLE " + table + " REPLICA IDENTITY FULL"})
 	}
-	return strings.Join(statements, "; ")
+	reason, solution := t.hindrance(sv, cfg)
+	if reason != "" {
+		return fmt.Sprintf("since %s: %s; only then run: %s", reason, solution, joinSQL(statements))
+	}
+	return "run: " + joinSQL(statements)
 }
 
 func quoteTable(t Table) string { return pgx.Identifier{t.Schema, t.Name}.Sanitize() }
@@ -200,11 +204,7 @@ func judgePublication(sv *survey, cfg *Config, add func(Finding)) {
 		}
 		return
 	}
-	var sql []string
-	for _, st := range publicationStatements(cfg, p) {
-		sql = append(sql, st.SQL)
-	}
-	solution := strings.Join(sql, "; ") + ", or set manage: true"
+	solution := joinSQL(append(generatedStatements(cfg, sv), publicationStatements(cfg, sv)...)) + ", or set manage: true"
 	if p == nil {
 		add(Finding{Severity: Failure, Message: fmt.Sprintf("publication %q does not exist", cfg.Publication), Solution: solution})
 		return

@@ -200,7 +200,7 @@ func (r *chunkReader) look(ctx context.Context) error {
 	if recovering {
 		return &Error{Reason: "the source is a standby, on which snapshots cannot be compared with the stream", Solution: "backfill from the primary"}
 	}
-	rel, err := loadRelation(ctx, r.conn, r.table.Schema, r.table.Name)
+	rel, err := loadRelation(ctx, r.conn, r.publication, r.table.Schema, r.table.Name)
 	if err != nil {
 		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
 	}

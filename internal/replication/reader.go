@@ -20,12 +20,14 @@ import (
 type ReaderOptions struct {
 	Connections      int           // default 4
 	StatementTimeout time.Duration // default 30 s
+	Publication      string        // of the stream, since it decides which generated columns a Relation has
 }
 
 // Reader is the query side of the source: rows read back by key, lookups, the present form of tables. It is safe for
 // concurrent use. All values come as text under the same pinned settings as the stream's.
 type Reader struct {
-	pool *pgxpool.Pool
+	pool        *pgxpool.Pool
+	publication string
 
 	mu    sync.Mutex
 	types map[uint32]*cdc.Type
@@ -63,7 +65,7 @@ func NewReader(ctx context.Context, url string, opts ReaderOptions) (*Reader, er
 	if err != nil {
 		return nil, fmt.Errorf("query connections: %w", err)
 	}
-	return &Reader{pool: pool, types: make(map[uint32]*cdc.Type)}, nil
+	return &Reader{pool: pool, publication: opts.Publication, types: make(map[uint32]*cdc.Type)}, nil
 }
 
 // Close waits until what is under way has ended.
@@ -71,7 +73,7 @@ func (r *Reader) Close() { r.pool.Close() }
 
 // Relation gives a table as the stream would announce it now; nil when there is no such table.
 func (r *Reader) Relation(ctx context.Context, schema, name string) (*cdc.Relation, error) {
-	rel, err := loadRelation(ctx, r.pool, schema, name)
+	rel, err := loadRelation(ctx, r.pool, r.publication, schema, name)
 	if err != nil {
 		return nil, fmt.Errorf("table %s.%s: %w", schema, name, err)
 	}

@@ -39,14 +39,19 @@ type tableFacts struct {
 	identified  bool   // its replica identity names a row
 	primaryKey  bool
 	readable    bool     // the role may SELECT
-	generated   []string // columns that are not published
+	stored      []string // generated columns
+	virtual     []string // generated columns
+	withheldBy  []string // publications that leave out stored columns; Postgres 18 and newer
 	strayLeaves []string // leaves whose replica identity differs from the root's or names no row
 	notFull     []string // the table and its leaves without REPLICA IDENTITY FULL
+
+	generatedIdentity bool // its replica identity has a generated column
 }
 
 type publicationFacts struct {
 	allTables, viaRoot               bool
 	insert, update, delete, truncate bool
+	generated                        bool            // it sends stored generated columns
 	named                            map[string]bool // tables that it names
 	covered                          map[string]bool // tables whose changes come under this name
 }
@@ -84,6 +89,9 @@ func surveySource(ctx context.Context, q querier, cfg *Config) (*survey, error) 
 	if sv.tables, err = surveyTables(ctx, q, cfg.Tables); err != nil {
 		return nil, fmt.Errorf("mapped tables: %w", err)
 	}
+	if err := surveyWithheld(ctx, q, sv); err != nil {
+		return nil, fmt.Errorf("generated columns of mapped tables: %w", err)
+	}
 	if sv.publication, err = surveyPublication(ctx, q, cfg.Publication); err != nil {
 		return nil, fmt.Errorf("publication %s: %w", cfg.Publication, err)
 	}
@@ -117,13 +125,19 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 			from wanted w cross join lateral (
 				select w.oid as oid union select relid::oid from pg_partition_tree(w.oid) where isleaf
 			) tree join pg_class c on c.oid = tree.oid
+		), generated as (
+			select w.n, a.attnum, a.attname::text, a.attgenerated as kind,
+				w.relreplident = 'f' or exists (select 1 from pg_index x where x.indrelid = w.oid and a.attnum = any(x.indkey)
+					and case w.relreplident when 'd' then x.indisprimary when 'i' then x.indisreplident end) as identity
+			from wanted w join pg_attribute a on a.attrelid = w.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> ''
 		)
 		select w.oid is not null, coalesce(w.relkind::text, ''), coalesce(w.relpersistence::text, ''), coalesce(w.relreplident::text, ''),
 			coalesce((select m.identified from member m where m.n = w.n and m.root), false),
 			exists (select 1 from pg_index x where x.indrelid = w.oid and x.indisprimary),
 			coalesce(has_table_privilege(w.oid, 'SELECT'), false),
-			array(select a.attname::text from pg_attribute a
-				where a.attrelid = w.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> '' order by a.attnum),
+			array(select g.attname from generated g where g.n = w.n and g.kind = 's' order by g.attnum),
+			array(select g.attname from generated g where g.n = w.n and g.kind = 'v' order by g.attnum),
+			exists (select 1 from generated g where g.n = w.n and g.identity),
 			array(select m.name from member m
 				where m.n = w.n and not m.root and (m.relreplident <> w.relreplident or not m.identified) order by m.name),
 			array(select m.name from member m where m.n = w.n and m.relreplident <> 'f' order by m.root desc, m.name)
@@ -136,7 +150,7 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 		t := tableFacts{Table: tables[i]}
 		i++
 		err := row.Scan(&t.exists, &t.kind, &t.persistence, &t.identity, &t.identified, &t.primaryKey, &t.readable,
-			&t.generated, &t.strayLeaves, &t.notFull)
+			&t.stored, &t.virtual, &t.generatedIdentity, &t.strayLeaves, &t.notFull)
 		return t, err
 	})
 }
@@ -144,8 +158,9 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 func surveyPublication(ctx context.Context, q querier, name string) (*publicationFacts, error) {
 	p := &publicationFacts{named: make(map[string]bool), covered: make(map[string]bool)}
 	err := q.QueryRow(ctx, `
-		select puballtables, pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate from pg_publication where pubname = $1`, name).
-		Scan(&p.allTables, &p.viaRoot, &p.insert, &p.update, &p.delete, &p.truncate)
+		select puballtables, pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate, coalesce(to_jsonb(p) ->> 'pubgencols' = 's', false)
+		from pg_publication p where pubname = $1`, name).
+		Scan(&p.allTables, &p.viaRoot, &p.insert, &p.update, &p.delete, &p.truncate, &p.generated)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -358,7 +373,7 @@ func (s *Stream) createSlot(ctx context.Context, conn *pgx.Conn) (cdc.LSN, error
 
 // managePublication makes the publication name exactly the mapped tables.
 func (s *Stream) managePublication(ctx context.Context, conn *pgx.Conn, sv *survey) error {
-	for _, st := range publicationStatements(&s.cfg, sv.publication) {
+	for _, st := range append(generatedStatements(&s.cfg, sv), publicationStatements(&s.cfg, sv)...) {
 		if _, err := conn.Exec(ctx, st.SQL); err != nil {
 			return streamError(&s.cfg, fmt.Errorf("%s: %w", st.Why, err))
 		}
@@ -367,9 +382,10 @@ func (s *Stream) managePublication(ctx context.Context, conn *pgx.Conn, sv *surv
 	return nil
 }
 
-// publicationStatements is what turns the present publication, nil for none, into the one that is wanted.
-func publicationStatements(cfg *Config, p *publicationFacts) []Statement {
+// publicationStatements is what turns the present publication, nil for none, into the one that is wanted, after generatedStatements.
+func publicationStatements(cfg *Config, sv *survey) []Statement {
 	const options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+	p := sv.publication
 	name := pgx.Identifier{cfg.Publication}.Sanitize()
 	tables := make([]string, len(cfg.Tables))
 	same := p != nil && len(p.named) == len(cfg.Tables)
@@ -383,7 +399,11 @@ func publicationStatements(cfg *Config, p *publicationFacts) []Statement {
 		if list != "" {
 			sql += " FOR TABLE " + list
 		}
-		return []Statement{{SQL: sql + " WITH (" + options + ")", Why: "the publication is missing"}}
+		sql += " WITH (" + options
+		if sv.storesGenerated() {
+			sql += ", " + storedOption
+		}
+		return []Statement{{SQL: sql + ")", Why: "the publication is missing"}}
 	}
 	var statements []Statement
 	if !same && !p.allTables && list != "" {
