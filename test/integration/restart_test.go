@@ -234,3 +234,35 @@ func TestWrongCredentialsBlock(t *testing.T) {
 		return v.Accepted("stopchurn") == 10 && v.Accepted("fanbase_batch") == 1, fmt.Sprintf("%+v", v.Counts())
 	})
 }
+
+// Losses of power, while vendors fail, leave each of four sinks with what the source has, in order.
+func TestKillWithFourSinks(t *testing.T) {
+	t.Logf("-seed %d", *seed)
+	s, v, d := newClub(t, sandbox.Config{Seed: *seed, TokenLife: 3 * time.Second}, quick)
+	for _, f := range troubles() {
+		if f.Kind != sandbox.MissingResults { // makes dead letters
+			v.fault(t, f)
+		}
+	}
+	d.start()
+	d.ready()
+	r := rand.New(rand.NewPCG(*seed, 3))
+	w := &clubWorkload{url: s.url, writers: 4, seed: *seed, pause: 20 * time.Millisecond}
+	duringClub(t, w, func() {
+		for range *kills / 2 {
+			pause(t.Context(), time.Duration(200+r.IntN(1500))*time.Millisecond)
+			d.kill()
+			d.start()
+		}
+	})
+	clearTroubles(v)
+	d.settled(t, s)
+	letters := d.letters(t)
+	for _, l := range letters {
+		if l.Sink != "registry" || l.Row["born"] != nil {
+			t.Errorf("a dead letter that nothing calls for: %s of %s: %s", l.ID, l.Sink, l.Reason)
+		}
+	}
+	checkEvents(t, s, v, letters, "")
+	compareClub(t, s, v, letters)
+}
