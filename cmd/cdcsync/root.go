@@ -85,6 +85,7 @@ delivers them to StopChurn, Fanbase and Fanatics, in order and at least once, as
 		newDLQCommand(a),
 		newBackfillCommand(a),
 		newExportCommand(a),
+		newRecoverCommand(a),
 		newSchemaCommand(a),
 		newVersionCommand(a),
 	}
