@@ -1,12 +1,14 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -299,4 +301,81 @@ func (v *mergeVendor) write(c *cdc.Change, key string, at int64) {
 		v.t.Errorf("%s %s: %s goes back from %d to %d", c.Position, c.Op, key, v.newest[key], at)
 	}
 	v.newest[key] = at
+}
+
+// A value of any type has the same text in the stream, in a backfill, in an export and when it is read back; since what is
+// sent is made of the text and the relation alone, it is the same, too.
+func TestLiveEveryTypeIsTheSame(t *testing.T) {
+	recorded, err := os.ReadFile("../mapping/testdata/types.tsv") // those of docs/types.md
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values []string
+	for line := range strings.Lines(string(recorded)) {
+		values = append(values, fmt.Sprintf("%s as c%d", strings.Split(line, "\t")[1], len(values)))
+	}
+	columns := strings.Join(values, ", ")
+	l := newLive(t, `
+		create extension if not exists hstore;
+		create extension if not exists citext;
+		create type mood as enum ('sad', 'happy');
+		create type address as (street text, number int4, since date);
+		create domain posint as int4 check (value > 0);
+		create domain email as text;
+		create table types as select 1 as id, `+columns+`;
+		alter table types add primary key (id);
+		alter table types replica identity full`, "types")
+	b := l.backfills(&memStore{})
+	l.during(func(*Stream) {
+		l.exec("insert into types select 2, " + columns)
+		l.filled(b, l.start(b, BackfillSpec{Table: l.cfg.Tables[0], Sinks: []string{"crm"}}))
+	})
+	var want []cdc.Value
+	var relation []byte
+	compare := func(what string, rel *cdc.Relation, row []cdc.Value) {
+		t.Helper()
+		if want == nil {
+			want, relation = row[1:], cdc.AppendRelation(nil, rel)
+		}
+		if diff := cmp.Diff(want, row[1:]); diff != "" {
+			t.Errorf("%s (-stream +%s):\n%s", what, what, diff)
+		}
+		if got := cdc.AppendRelation(nil, rel); !bytes.Equal(got, relation) {
+			t.Errorf("%s has the relation %+v", what, rel)
+		}
+	}
+	changes := l.log.changes(t)
+	for _, op := range []cdc.Op{cdc.OpInsert, cdc.OpRead} {
+		for _, c := range changes {
+			if c.Op == op {
+				compare(op.String(), c.Relation, c.New)
+			}
+		}
+	}
+	export, err := OpenExport(l.ctx, BackfillConfig{URL: l.url}, BackfillSpec{Table: l.cfg.Tables[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer export.Close()
+	if err := export.Rows(l.ctx, "", func(row []cdc.Value) error { compare("export", export.Relation(), row); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := NewReader(l.ctx, l.url, ReaderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	rel := export.Relation()
+	all := make([]int, len(rel.Columns))
+	for i := range all {
+		all[i] = i
+	}
+	rows, err := reader.Rows(l.ctx, rel, all, [][]string{{"1"}, {"2"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		compare("read-back", rel, row)
+	}
+	t.Logf("%d values", len(values))
 }
