@@ -23,14 +23,14 @@ func TestRefusals(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			want: []string{"the buffer was lost", "send the tables again"},
+			want: []string{"the buffer was lost", "cdcsync recover"},
 		},
 		{
 			name: "slot dropped",
 			damage: func(t *testing.T, d *daemon, s *source, _ *vendor) {
 				s.exec(t, fmt.Sprintf(`select pg_drop_replication_slot('%s')`, slotName(t)))
 			},
-			want: []string{"slot", "send the tables again"},
+			want: []string{"slot", "cdcsync recover"},
 		},
 		{
 			name: "slot recreated",
@@ -39,7 +39,7 @@ func TestRefusals(t *testing.T) {
 				s.exec(t, `insert into accounts (id, name) values (2, 'lost')`)
 				s.exec(t, fmt.Sprintf(`select pg_create_logical_replication_slot('%s', 'pgoutput')`, slotName(t)))
 			},
-			want: []string{"slot", "send the tables again"},
+			want: []string{"slot", "cdcsync recover"},
 		},
 		{
 			name: "another server",
