@@ -158,7 +158,7 @@ func dropSlot(slot string) string {
 
 // startAnew is the way out when changes are missing for good.
 func startAnew(slot string) string {
-	return "to start anew: " + dropSlot(slot) + ", empty the buffer (buffer.dir, or its streams), start cdcsync, and send the tables again with cdcsync backfill"
+	return fmt.Sprintf("run cdcsync recover: it says what is lost, makes slot %q anew where that is needed, and sends every mapped table again", slot)
 }
 
 func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

@@ -324,7 +324,7 @@ func (s *Stream) compare(system string, slot *slotFacts, known *incarnation, p *
 	case slot == nil && (known != nil || tailOK):
 		return &Error{
 			Reason:   fmt.Sprintf("slot %q is gone: changes since %s will never arrive", s.cfg.Slot, p.tail.Resume.End),
-			Solution: "empty the buffer (buffer.dir, or its streams), start cdcsync, which makes a new slot, and send the tables again with cdcsync backfill",
+			Solution: startAnew(s.cfg.Slot),
 		}
 	case slot == nil:
 		return nil
@@ -340,7 +340,7 @@ func (s *Stream) compare(system string, slot *slotFacts, known *incarnation, p *
 	return &Error{
 		Reason: fmt.Sprintf("slot %q is confirmed up to %s, but the buffer reaches only to %s: the buffer was lost or is an older copy, or the slot was"+
 			" dropped and made again; changes in between may not have been delivered", s.cfg.Slot, slot.confirmed, reached),
-		Solution: "restore the buffer, or, " + startAnew(s.cfg.Slot),
+		Solution: "restore the buffer, or " + startAnew(s.cfg.Slot),
 	}
 }
 
