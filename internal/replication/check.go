@@ -172,7 +172,7 @@ func judgeTable(sv *survey, t *tableFacts, cfg *Config, add func(Finding)) {
 	}
 	if !t.readable {
 		say(Warning, fmt.Sprintf("the role may not read %s: values that were not sent cannot be read back, and no backfill is possible", name),
-			"GRANT SELECT ON "+quoteTable(t.Table)+" TO the role of source.url")
+			"GRANT SELECT ON "+quoteTable(t.Table)+" TO the role of source.url; with row-level security it needs BYPASSRLS, too")
 	}
 	judgeGenerated(sv, t, cfg, say)
 }

@@ -23,6 +23,7 @@ var pinned = map[string]string{
 	"client_encoding":      "UTF8",
 	"idle_session_timeout": "0",
 	"lock_timeout":         "0",
+	"row_security":         "off", // rows that a policy hides are an error, not missing
 }
 
 func pin(params map[string]string) {

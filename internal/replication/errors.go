@@ -91,7 +91,7 @@ func privilegeError(err error) *Error {
 	return &Error{
 		Reason: "the role may not do what capture needs",
 		Solution: "a superuser must run: ALTER ROLE … REPLICATION (on Amazon RDS: GRANT rds_replication TO …), and for manage: true the role" +
-			" needs CREATE on the database and must own the mapped tables",
+			" needs CREATE on the database and must own the mapped tables; backfills need SELECT, and BYPASSRLS where there is row-level security",
 		Err: err,
 	}
 }
