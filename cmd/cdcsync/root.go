@@ -58,8 +58,9 @@ func newRootCommand(a *app) *cobra.Command {
 		Short: "Keep vendor APIs in step with a Postgres database",
 		Long: `cdcsync reads the committed changes of a Postgres database from a logical replication slot, stores them durably and
 delivers them to StopChurn, Fanbase and Fanatics, in order and at least once, as YAML mappings say.`,
-		Example: `  cdcsync check                        # is config.yaml right? all mistakes at once
-  cdcsync check --config prod.yaml`,
+		Example: `  cdcsync demo --for 20s               # see it run, on this machine alone
+  cdcsync check                        # is config.yaml right? all mistakes at once
+  cdcsync run --config prod.yaml`,
 		SilenceErrors: true, // run prints them
 		SilenceUsage:  true,
 		PersistentPreRunE: func(_ *cobra.Command, _ []string) error {
