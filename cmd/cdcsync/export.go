@@ -210,7 +210,7 @@ func (x *exporter) table(ctx context.Context, t *mapping.Template) error {
 	if err != nil {
 		return err
 	}
-	defer export.Close()
+	defer export.Close(ctx)
 	plan, problems := t.Compile(export.Relation())
 	if err := problems.Err(); err != nil {
 		return err

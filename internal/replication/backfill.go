@@ -198,7 +198,7 @@ func (b *Backfills) List() []Backfill {
 // Start puts a backfill behind those that there are. An *Error says that the table or the condition cannot be.
 func (b *Backfills) Start(ctx context.Context, spec BackfillSpec) (Backfill, error) {
 	reader := b.reader(&spec)
-	defer reader.close()
+	defer reader.close(ctx)
 	estimate, err := reader.check(ctx)
 	if err != nil {
 		return Backfill{}, err

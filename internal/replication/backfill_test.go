@@ -237,7 +237,8 @@ func mergeTransaction(ctx context.Context, conn *pgx.Conn, r *rand.Rand) error {
 	defer func() { _ = tx.Rollback(ctx) }()
 	for range 1 + r.IntN(5) {
 		a, key := r.IntN(10), fmt.Sprintf("key %d", r.IntN(3200))
-		sql, args := "", []any{a, key}
+		var sql string
+		args := []any{a, key}
 		switch r.IntN(8) {
 		case 0, 1, 2:
 			sql = "update m set v = nextval('versions') where a = $1 and b = $2"
@@ -356,7 +357,7 @@ func TestLiveEveryTypeIsTheSame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer export.Close()
+	defer export.Close(l.ctx)
 	if err := export.Rows(l.ctx, "", func(row []cdc.Value) error { compare("export", export.Relation(), row); return nil }); err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ func (s *session) carryBackfills(ctx context.Context) error {
 func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry) error {
 	defer b.left(e)
 	c := &carrier{s: s, b: b, e: e, reader: b.reader(&e.BackfillSpec), size: firstChunk}
-	defer c.reader.close()
+	defer c.reader.close(ctx)
 	if e.Rate > 0 {
 		c.limiter = limits.NewLimiter(limits.Limit(e.Rate), max(1, int(e.Rate)))
 	}

@@ -29,7 +29,7 @@ func OpenExport(ctx context.Context, cfg BackfillConfig, spec BackfillSpec) (*Ex
 		e.estimate, err = e.reader.check(ctx)
 	}
 	if err != nil {
-		e.reader.close()
+		e.reader.close(ctx)
 		return nil, err
 	}
 	return e, nil
@@ -42,7 +42,7 @@ func (e *Export) Relation() *cdc.Relation { return e.reader.relation }
 func (e *Export) Estimate() int64 { return e.estimate }
 
 // Close ends the connection.
-func (e *Export) Close() { e.reader.close() }
+func (e *Export) Close(ctx context.Context) { e.reader.close(ctx) }
 
 // Rows gives every row to take, as text, in one snapshot: that of a Reservation when snapshot names it, else the present. A
 // row's values are valid until take returns.
@@ -156,8 +156,8 @@ func (r *Reservation) create(ctx context.Context, logger *slog.Logger) error {
 }
 
 // Keep makes the log accept the slot, so that a Stream begins behind the snapshot. The log must be one that has nothing of another slot.
-func (r *Reservation) Keep(ctx context.Context, log Log) error {
-	if err := log.SetSource(ctx, r.source.encode()); err != nil {
+func (r *Reservation) Keep(ctx context.Context, to Log) error {
+	if err := to.SetSource(ctx, r.source.encode()); err != nil {
 		return fmt.Errorf("store slot: %w", err)
 	}
 	return nil

@@ -109,7 +109,7 @@ func (r *Recovery) Run(ctx context.Context) (cdc.LSN, error) {
 			return 0, err
 		}
 	}
-	begin := cdc.LSN(0)
+	var begin cdc.LSN
 	if !r.NewSlot {
 		begin = r.survey.slot.confirmed
 	} else {

@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,10 +88,6 @@ func TestExportWithSlot(t *testing.T) {
 		return
 	}
 	files := loaded(t, dir)
-	rows := make(map[string]string, len(files))
-	for key, row := range files {
-		rows[key] = row
-	}
 	d.start()
 	d.ready()
 	if err := w.run(t.Context(), 20); err != nil {
@@ -98,10 +95,7 @@ func TestExportWithSlot(t *testing.T) {
 	}
 	want := s.rows(t)
 	d.wait("the rest to arrive", func() (bool, string) {
-		now := make(map[string]string, len(rows))
-		for key, row := range rows {
-			now[key] = row
-		}
+		now := maps.Clone(files)
 		v.replay(t, now)
 		for key, row := range want {
 			if now[key] != row {

@@ -1,0 +1,630 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// chunkReader reads a table chunk by chunk on an ordinary connection, one short transaction each. It is used by one goroutine.
+type chunkReader struct {
+	url, publication string
+	table            Table
+	where            string // a boolean expression over the table's columns; empty for all rows
+	maxRow           int
+
+	conn      *pgx.Conn
+	relation  *cdc.Relation
+	encoded   []byte
+	version   string   // of the table's columns
+	blocks    int64    // of a table without a key
+	key       []int    // indexes of the columns by which rows are ordered and told apart; none means that the table is read by place
+	types     []string // of the key's columns
+	from      string   // the table as a query names it
+	filter    string   // the condition together with the publication's; empty for all rows
+	keep      bool     // the first column of the page says whether the condition holds
+	values    [][]byte
+	queries   chunkQueries
+	careful   bool // read one row at a time, since one is too large
+	oversized int64
+}
+
+// chunkQueries of a table.
+type chunkQueries struct{ first, next, again, firstKey, nextKey, againKey string }
+
+func (r *chunkReader) close(ctx context.Context) {
+	if r.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = r.conn.Close(ctx) // at most a read-only transaction is open in it
+	r.conn = nil
+}
+
+// open connects when there is no connection, and looks at the table.
+func (r *chunkReader) open(ctx context.Context) error {
+	if r.conn != nil && !r.conn.IsClosed() {
+		return nil
+	}
+	cfg, err := parseURL(r.url)
+	if err != nil {
+		return err
+	}
+	cfg.RuntimeParams["statement_timeout"] = "0"
+	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
+	cfg.BuildFrontend = func(in io.Reader, out io.Writer) *pgproto3.Frontend {
+		frontend := pgproto3.NewFrontend(in, out)
+		frontend.SetMaxBodyLen(r.maxRow)
+		return frontend
+	}
+	if r.conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	return r.look(ctx)
+}
+
+// look learns the table's present columns and key, and makes the queries.
+func (r *chunkReader) look(ctx context.Context) error {
+	var recovering bool
+	if err := r.conn.QueryRow(ctx, `select pg_is_in_recovery()`).Scan(&recovering); err != nil {
+		return err
+	}
+	if recovering {
+		return &Error{Reason: "the source is a standby, on which snapshots cannot be compared with the stream", Solution: "backfill from the primary"}
+	}
+	rel, err := loadRelation(ctx, r.conn, r.publication, r.table.Schema, r.table.Name)
+	if err != nil {
+		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
+	}
+	if rel == nil {
+		return &Error{Reason: fmt.Sprintf("table %s does not exist", r.table), Solution: "correct the name"}
+	}
+	published, err := r.published(ctx, rel)
+	if err != nil {
+		return err
+	}
+	r.relation, r.key = rel, rel.PrimaryKey
+	if rel.Identity == 'i' {
+		if r.key, err = indexKey(ctx, r.conn, rel, "x.indisreplident"); err != nil {
+			return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
+		}
+	}
+	r.encoded = cdc.AppendRelation(nil, rel)
+	if err := r.conn.QueryRow(ctx, chunkVersion, rel.OID).Scan(&r.version); err != nil {
+		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
+	}
+	var partitioned bool
+	if err := r.conn.QueryRow(ctx, `
+		select relkind = 'p', pg_relation_size(oid) / current_setting('block_size')::bigint from pg_class where oid = $1`, rel.OID).
+		Scan(&partitioned, &r.blocks); err != nil {
+		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
+	}
+	r.from = pgx.Identifier{r.table.Schema, r.table.Name}.Sanitize()
+	if !partitioned {
+		r.from = "only " + r.from // children of a table that is no partitioned one are published under their own names
+	}
+	r.filter = conditions(published, r.where)
+	switch {
+	case len(r.key) > 0:
+		return r.byKey(ctx)
+	case partitioned:
+		return errNoOrder
+	}
+	r.byPlace()
+	return nil
+}
+
+// chunkVersion changes with the columns of a table.
+const chunkVersion = `
+	select coalesce(string_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod, ',' order by a.attnum), '')
+	from pg_attribute a where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped`
+
+// published keeps only the columns of rel that the publication sends, and returns its filter of rows; both are of Postgres 15 and newer.
+func (r *chunkReader) published(ctx context.Context, rel *cdc.Relation) (filter string, err error) {
+	var columns []string
+	err = r.conn.QueryRow(ctx, `
+		select array(select jsonb_array_elements_text(to_jsonb(t) -> 'attnames')), coalesce(to_jsonb(t) ->> 'rowfilter', '')
+		from pg_publication_tables t where pubname = $1 and schemaname = $2 and tablename = $3`, r.publication, r.table.Schema, r.table.Name).Scan(&columns, &filter)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && len(columns) == 0 {
+		return filter, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("publication %s: %w", r.publication, err)
+	}
+	key := make([]string, len(rel.PrimaryKey))
+	for i, c := range rel.PrimaryKey {
+		key[i] = rel.Columns[c].Name
+	}
+	rel.Columns = slices.DeleteFunc(rel.Columns, func(c cdc.Column) bool { return !slices.Contains(columns, c.Name) })
+	rel.PrimaryKey = rel.PrimaryKey[:0]
+	for _, name := range key {
+		if i := rel.Column(name); i >= 0 {
+			rel.PrimaryKey = append(rel.PrimaryKey, i)
+		}
+	}
+	if len(rel.PrimaryKey) < len(key) {
+		rel.PrimaryKey = nil
+	}
+	return filter, nil
+}
+
+// conditions joins those that are not empty.
+func conditions(all ...string) string {
+	var joined []string
+	for _, c := range all {
+		if c != "" {
+			joined = append(joined, "("+c+"\n)") // the line break ends a comment in it
+		}
+	}
+	return strings.Join(joined, " and ")
+}
+
+// names are quoted.
+func (r *chunkReader) names(columns []int) []string {
+	names := make([]string, len(columns))
+	for i, c := range columns {
+		names[i] = quoteName(r.relation.Columns[c].Name)
+	}
+	return names
+}
+
+// keyNames are the key's columns as the stream names them.
+func (r *chunkReader) keyNames() []string {
+	var names []string
+	for _, c := range r.key {
+		names = append(names, r.relation.Columns[c].Name)
+	}
+	return names
+}
+
+func (r *chunkReader) allColumns() []int {
+	all := make([]int, len(r.relation.Columns))
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// byKey makes the queries of a table with a key. With a condition they go over so many rows, not over as many as it
+// takes until enough of them meet it, so that a chunk is short however few do.
+func (r *chunkReader) byKey(ctx context.Context) error {
+	if err := r.keyTypes(ctx); err != nil {
+		return err
+	}
+	order := r.names(r.key)
+	var places, arrays, aliases, casts []string
+	for i, typ := range r.types {
+		places = append(places, fmt.Sprintf("$%d::text::%s", i+1, typ))
+		arrays = append(arrays, fmt.Sprintf("$%d::text[]", i+1))
+		aliases = append(aliases, fmt.Sprintf("k%d", i+1))
+		casts = append(casts, fmt.Sprintf("k.k%d::%s", i+1, typ))
+	}
+	list := strings.Join(order, ", ")
+	behind := fmt.Sprintf(" where (%s) > (%s)", list, strings.Join(places, ", "))
+	among := fmt.Sprintf("(%s) in (select %s from unnest(%s) as k(%s))", list, strings.Join(casts, ", "), strings.Join(arrays, ", "), strings.Join(aliases, ", "))
+	from, filter := r.from, r.filter
+	r.keep = filter != ""
+	page := func(columns []int, where string) string {
+		if !r.keep {
+			return fmt.Sprintf("select %s from %s%s order by %s limit %%d", strings.Join(r.names(columns), ", "), from, where, list)
+		}
+		kept := []string{`"cdcsync keep"`}
+		for _, c := range columns {
+			name := quoteName(r.relation.Columns[c].Name)
+			if !slices.Contains(r.key, c) {
+				name = fmt.Sprintf(`case when "cdcsync keep" then %s end`, name)
+			}
+			kept = append(kept, name)
+		}
+		return fmt.Sprintf(`select %s from (select *, (%s) is true as "cdcsync keep" from %s%s order by %s limit %%d) as page order by %s`,
+			strings.Join(kept, ", "), escapePercent(filter), from, where, list, list)
+	}
+	again := func(columns []int) string {
+		return fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(columns), ", "), from, strings.Join(nonEmpty(among, filter), " and "))
+	}
+	r.queries = chunkQueries{
+		first: page(r.allColumns(), ""), next: page(r.allColumns(), behind), again: again(r.allColumns()),
+		firstKey: page(r.key, ""), nextKey: page(r.key, behind), againKey: again(r.key),
+	}
+	return nil
+}
+
+// escapePercent protects what becomes part of a format.
+func escapePercent(s string) string { return strings.ReplaceAll(s, "%", "%%") }
+
+func nonEmpty(all ...string) []string {
+	return slices.DeleteFunc(all, func(s string) bool { return s == "" })
+}
+
+func (r *chunkReader) keyTypes(ctx context.Context) error {
+	r.types = make([]string, len(r.key))
+	for i, column := range r.key {
+		c := &r.relation.Columns[column]
+		// Without the modifier: varchar(3) would cut the value that is compared.
+		if err := r.conn.QueryRow(ctx, `select format_type($1, -1)`, c.Type.OID).Scan(&r.types[i]); err != nil {
+			return fmt.Errorf("type of column %s: %w", c.Name, err)
+		}
+	}
+	return nil
+}
+
+// byPlace makes the query of a table without a key: blocks of its file, in order.
+func (r *chunkReader) byPlace() {
+	where := strings.Join(nonEmpty("ctid >= $1::text::tid", "ctid < $2::text::tid", r.filter), " and ")
+	r.keep = false
+	r.queries = chunkQueries{next: fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(r.allColumns()), ", "), r.from, where)}
+}
+
+// errNoOrder says that a table cannot be read in chunks.
+var errNoOrder = &Error{
+	Reason:   "the table is partitioned and has no primary key, so that there is no order to read it in",
+	Solution: "add a primary key",
+}
+
+// read reads into c what follows p: its rows to be read again, and a page of size rows or, of a table without a key, blocks.
+func (r *chunkReader) read(ctx context.Context, p *place, size int, c *chunk) error {
+	begun := time.Now()
+	for {
+		err := r.open(ctx)
+		if err == nil {
+			c.reset()
+			err = r.transaction(ctx, p, size, c)
+		}
+		var tooLong *pgproto3.ExceededMaxBodyLenErr
+		switch {
+		case errors.Is(err, errChanged):
+			if err := r.look(ctx); err != nil {
+				return err
+			}
+			continue
+		case errors.As(err, &tooLong):
+			r.close(ctx)
+			if err := r.shrink(tooLong); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			r.close(ctx)
+			return err
+		}
+		c.took = time.Since(begun)
+		r.careful, r.oversized = false, 0
+		return nil
+	}
+}
+
+// errChanged says that the table's columns are not those of the last look any more.
+var errChanged = errors.New("the table has changed")
+
+// shrink reacts to a row that is too large: first one row is read at a time, so that it is known which it is, then its key only.
+func (r *chunkReader) shrink(e *pgproto3.ExceededMaxBodyLenErr) error {
+	switch {
+	case len(r.key) == 0:
+		return &Error{
+			Reason:   fmt.Sprintf("table %s has a row of %d bytes, more than is carried, and no primary key by which it could be passed over", r.table, e.ActualBodyLen),
+			Solution: "add a primary key",
+		}
+	case r.careful:
+		r.oversized = int64(e.ActualBodyLen)
+	default:
+		r.careful = true
+	}
+	return nil
+}
+
+// transaction reads the chunk in one snapshot.
+func (r *chunkReader) transaction(ctx context.Context, p *place, size int, c *chunk) error {
+	if r.careful {
+		size = 1
+	}
+	again := p.Again[:min(len(p.Again), size)]
+	page := !p.End && len(again) < size
+	if len(r.key) == 0 {
+		again, page = nil, true
+	}
+	c.asked = len(again)
+	pipe := r.conn.PgConn().StartPipeline(ctx)
+	send := func(sql string, params ...[]byte) { pipe.SendQueryParams(sql, params, nil, nil, nil) }
+	send("begin isolation level repeatable read, read only")
+	send("select pg_current_snapshot()::text")
+	send("select pg_current_wal_insert_lsn()::text, ("+chunkVersion+")", strconv.AppendUint(nil, uint64(r.relation.OID), 10))
+	if len(again) > 0 {
+		send(r.againQuery(), keyColumnArrays(again, len(r.key))...)
+	}
+	if page {
+		sql, params := r.pageQuery(p, size)
+		send(sql, params...)
+	}
+	send("commit")
+	if err := pipe.Sync(); err != nil {
+		return errors.Join(err, pipe.Close())
+	}
+	err := r.receive(pipe, p, size, len(again) > 0, page, c)
+	if errors.Is(err, errEnough) {
+		r.close(ctx) // cheaper than to read what is left
+		return nil
+	}
+	if closeErr := pipe.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+func (r *chunkReader) againQuery() string {
+	if r.oversized > 0 {
+		return r.queries.againKey
+	}
+	return r.queries.again
+}
+
+func (r *chunkReader) pageQuery(p *place, size int) (sql string, params [][]byte) {
+	if len(r.key) == 0 {
+		from := blockNumber(p.After)
+		return r.queries.next, [][]byte{fmt.Appendf(nil, "(%d,0)", from), fmt.Appendf(nil, "(%d,0)", from+int64(size))}
+	}
+	q := &r.queries
+	switch {
+	case r.oversized > 0 && len(p.After) == 0:
+		sql = q.firstKey
+	case r.oversized > 0:
+		sql = q.nextKey
+	case len(p.After) == 0:
+		sql = q.first
+	default:
+		sql = q.next
+	}
+	if len(p.After) > 0 {
+		params = splitKey(p.After)
+	}
+	return fmt.Sprintf(sql, size), params
+}
+
+func blockNumber(after []byte) int64 {
+	n, err := strconv.ParseInt(string(after), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// keyColumnArrays turns keys into one array literal for each column.
+func keyColumnArrays(keys [][]byte, columns int) [][]byte {
+	split := make([][]string, 0, len(keys))
+	for _, key := range keys {
+		values := make([]string, columns)
+		for i, v := range splitKey(key) {
+			if i < columns {
+				values[i] = string(v)
+			}
+		}
+		split = append(split, values)
+	}
+	return keyArrays(split)
+}
+
+// errEnough says that the chunk is as large as it may be.
+var errEnough = errors.New("the chunk is full")
+
+func (r *chunkReader) receive(pipe *pgconn.Pipeline, p *place, size int, again, page bool, c *chunk) error {
+	if _, err := nextResult(pipe); err != nil {
+		return err
+	}
+	snap, err := nextResult(pipe)
+	if err != nil {
+		return err
+	}
+	if c.snapshot, err = parseSnapshot(string(snap.rows[0][0].Data)); err != nil {
+		return err
+	}
+	state, err := nextResult(pipe)
+	if err != nil {
+		return err
+	}
+	if c.lsn, err = cdc.ParseLSN(string(state.rows[0][0].Data)); err != nil {
+		return err
+	}
+	if string(state.rows[0][1].Data) != r.version {
+		return errChanged
+	}
+	c.at, c.relation, c.encoded, c.columns = time.Now(), r.relation, r.encoded, len(r.key)
+	if c.columns == 0 {
+		c.columns = len(r.relation.Columns)
+	}
+	c.next, c.end = append(c.next, p.After...), p.End
+	if again {
+		if err := r.rows(pipe, c, false); err != nil {
+			return err
+		}
+		c.again = len(c.rows)
+	}
+	if page {
+		if err := r.rows(pipe, c, true); err != nil {
+			return err
+		}
+		if len(r.key) == 0 {
+			c.scanned = size
+			c.next = strconv.AppendInt(c.next[:0], blockNumber(p.After)+int64(size), 10)
+			c.end = blockNumber(c.next) >= r.blocks
+		} else {
+			c.end = c.scanned < size
+		}
+	}
+	_, err = nextResult(pipe)
+	return err
+}
+
+// rows takes the rows of one query.
+func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
+	results, err := pipe.GetResults()
+	if err != nil {
+		return err
+	}
+	reader, ok := results.(*pgconn.ResultReader)
+	if !ok {
+		return fmt.Errorf("answer to a query: %T", results)
+	}
+	for reader.NextRow() {
+		values := reader.Values()
+		keep := true
+		if page && r.keep {
+			keep, values = string(values[0]) == "t", values[1:]
+		}
+		if r.oversized > 0 {
+			values = r.spread(values)
+		}
+		if page {
+			c.scanned++
+			c.next = r.appendColumns(c.next[:0], r.key, values)
+		}
+		if keep {
+			r.row(c, values)
+		}
+		// A page without an order cannot be cut: its rows have no place to go on from.
+		if page && len(r.key) > 0 && (len(c.tuples) >= chunkBytes || len(c.keys) >= chunkKeys) {
+			return errEnough
+		}
+	}
+	_, err = reader.Close()
+	return err
+}
+
+// spread puts the values of a row of which only the key was read into the places of its columns.
+func (r *chunkReader) spread(values [][]byte) [][]byte {
+	r.values = slices.Grow(r.values[:0], len(r.relation.Columns))[:len(r.relation.Columns)]
+	clear(r.values)
+	for i, c := range r.key {
+		r.values[c] = values[i]
+	}
+	return r.values
+}
+
+func (r *chunkReader) row(c *chunk, values [][]byte) {
+	row := chunkRow{oversized: r.oversized}
+	if r.oversized > 0 {
+		c.tuples = r.appendShown(c.tuples, values)
+	} else {
+		c.tuples = appendTextTuple(c.tuples, values)
+	}
+	if len(r.key) == 0 {
+		c.keys = appendKey(c.keys, values...)
+	} else {
+		c.keys = r.appendColumns(c.keys, r.key, values)
+	}
+	row.tuple, row.key = len(c.tuples), len(c.keys)
+	c.rows = append(c.rows, row)
+}
+
+func (r *chunkReader) appendColumns(dst []byte, columns []int, values [][]byte) []byte {
+	for _, i := range columns {
+		dst = appendKey(dst, values[i])
+	}
+	return dst
+}
+
+// appendShown writes the key of a row that is too large, for people.
+func (r *chunkReader) appendShown(dst []byte, values [][]byte) []byte {
+	for n, i := range r.key {
+		if n > 0 {
+			dst = append(dst, ", "...)
+		}
+		dst = append(append(append(dst, r.relation.Columns[i].Name...), '='), values[i]...)
+	}
+	return dst
+}
+
+// appendTextTuple writes text values as pgoutput's TupleData.
+func appendTextTuple(dst []byte, values [][]byte) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, uint16(len(values)))
+	for _, v := range values {
+		if v == nil {
+			dst = append(dst, 'n')
+			continue
+		}
+		dst = append(dst, 't')
+		dst = binary.BigEndian.AppendUint32(dst, uint32(len(v)))
+		dst = append(dst, v...)
+	}
+	return dst
+}
+
+// horizon returns the newest transactions that have ended and that have begun; all before oldest have ended.
+func (r *chunkReader) horizon(ctx context.Context) (oldest, next uint32, err error) {
+	if err := r.open(ctx); err != nil {
+		return 0, 0, err
+	}
+	var text string
+	if err := r.conn.QueryRow(ctx, `select pg_current_snapshot()::text`).Scan(&text); err != nil {
+		r.close(ctx)
+		return 0, 0, err
+	}
+	s, err := parseSnapshot(text)
+	return s.xmin, s.xmax, err
+}
+
+// nudge moves the flushed end of the WAL: a commit that has written something is flushed at once, whatever the role's settings.
+func (r *chunkReader) nudge(ctx context.Context) error {
+	if err := r.open(ctx); err != nil {
+		return err
+	}
+	tx, err := r.conn.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(ctx) }() // does nothing after the commit
+	if _, err := tx.Exec(ctx, `select set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'cdcsync', '')`); err != nil {
+		return err
+	}
+	return tx.Commit(ctx)
+}
+
+// check says whether the table can be read and where is a condition over its columns, and estimates how many rows meet it.
+func (r *chunkReader) check(ctx context.Context) (estimate int64, err error) {
+	if err := r.open(ctx); err != nil {
+		return 0, err
+	}
+	table := pgx.Identifier{r.table.Schema, r.table.Name}.Sanitize()
+	if r.where != "" {
+		_, err := r.conn.PgConn().Prepare(ctx, "", fmt.Sprintf("select (%s\n)::bool from %s where false", r.where, table), nil)
+		if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+			return 0, &Error{
+				Reason:   fmt.Sprintf("where %q is no condition on the columns of %s: %s", r.where, r.table, pgErr.Message),
+				Solution: "write it as it would stand behind WHERE, such as: created_at > '2026-01-01'",
+			}
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	sql := "explain (format json) select 1 from " + table
+	if r.where != "" {
+		sql += " where " + conditions(r.where)
+	}
+	var plan []struct {
+		Plan struct {
+			Rows float64 `json:"Plan Rows"`
+		}
+	}
+	if err := r.conn.QueryRow(ctx, sql).Scan(&plan); err != nil {
+		if code, _ := sqlState(err); code == codePrivilege {
+			return 0, privilegeError(err)
+		}
+		return 0, fmt.Errorf("table %s: %w", r.table, err)
+	}
+	if len(plan) == 1 {
+		estimate = int64(plan[0].Plan.Rows)
+	}
+	return estimate, nil
+}
