@@ -199,7 +199,7 @@ func (l *live) streamsAndReads(before int) {
 		l.t.Errorf("read back %v, %v", read, err)
 	}
 	chunks := b.reader(&BackfillSpec{Table: l.cfg.Tables[0]})
-	defer chunks.close()
+	defer chunks.close(l.ctx)
 	var c chunk
 	if err := chunks.read(l.ctx, &place{}, 10, &c); err != nil || len(c.rows) != 10 {
 		l.t.Errorf("chunk of %d rows, %v", len(c.rows), err)
