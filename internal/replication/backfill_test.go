@@ -380,3 +380,84 @@ func TestLiveEveryTypeIsTheSame(t *testing.T) {
 	}
 	t.Logf("%d values", len(values))
 }
+
+// Tables of every kind are read whole, in chunks that end anywhere.
+func TestLiveBackfillTables(t *testing.T) {
+	for name, test := range map[string]struct {
+		schema, where string
+		want          string // a query for what is read
+		maxRow        int64
+	}{
+		"composite key of text": {
+			schema: `create table x (a text collate "und-x-icu", b int, note text, primary key (a, b)); alter table x replica identity full;
+				insert into x select chr(97 + i % 26) || '"\{}, ' || i % 7, i, 'n' || i from generate_series(1, 997) i`,
+			want: `select b::text from x`,
+		},
+		"varchar key with a modifier": {
+			schema: `create table x (note text, b varchar(4) primary key); insert into x select 'n', 'k' || i from generate_series(1, 700) i`,
+			want:   `select b::text from x`,
+		},
+		"partitions": {
+			schema: `create table x (a int, b int, primary key (a, b)) partition by list (a);
+				create table x0 partition of x for values in (0); create table x1 partition of x for values in (1);
+				insert into x select i % 2, i from generate_series(1, 800) i`,
+			want: `select b::text from x`,
+		},
+		"an index as the identity": {
+			schema: `create table x (a int primary key, b int not null, c int not null); create unique index xi on x (c, b); alter table x replica identity using index xi;
+				insert into x select 1000 - i, i, i % 3 from generate_series(1, 600) i`,
+			want: `select b::text from x`,
+		},
+		"no key": {
+			schema: `create table x (a text, b int); alter table x replica identity full; insert into x select repeat('x', 200), i from generate_series(1, 5000) i`,
+			want:   `select b::text from x`,
+		},
+		"condition that few rows meet": {
+			schema: `create table x (a int primary key, b int); insert into x select i, i from generate_series(1, 3000) i`,
+			where:  `b % 1000 = 7 -- not many`, want: `select b::text from x where b % 1000 = 7`,
+		},
+		"empty": {schema: `create table x (a int primary key, b int)`, want: `select b::text from x`},
+		"a row that is too large": {
+			schema: `create table x (a int primary key, b int, note text); insert into x select i, i, case when i in (1, 250, 251) then repeat('x', 100000) end from generate_series(1, 500) i`,
+			want:   `select b::text from x where note is null`, maxRow: 50_000,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLive(t, test.schema, "x")
+			b := l.backfills(&memStore{})
+			b.fixed = 100
+			if test.maxRow > 0 {
+				b.cfg.MaxRow = test.maxRow
+			}
+			l.during(func(*Stream) {
+				f := l.filled(b, l.start(b, BackfillSpec{Table: l.cfg.Tables[0], Sinks: []string{"crm"}, Where: test.where}))
+				if f.State != BackfillDone {
+					t.Errorf("backfill %+v", f)
+				}
+			})
+			got, large := map[string]int{}, 0
+			for _, c := range l.log.changes(t) {
+				if c.Oversized != nil {
+					large++
+					continue
+				}
+				got[string(c.New[c.Relation.Column("b")].Data)]++
+			}
+			want := map[string]int{}
+			rows, err := l.conn.Query(l.ctx, test.want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var key string
+			if _, err := pgx.ForEachRow(rows, []any{&key}, func() error { want[key]++; return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("rows (-table +read):\n%s", diff)
+			}
+			if test.maxRow > 0 && large != 3 {
+				t.Errorf("%d rows were too large, want 3", large)
+			}
+		})
+	}
+}

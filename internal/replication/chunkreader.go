@@ -283,14 +283,14 @@ func (r *chunkReader) read(ctx context.Context, p *place, size int, c *chunk) er
 			c.reset()
 			err = r.transaction(ctx, p, size, c)
 		}
-		var tooLong *pgproto3.ExceededMaxBodyLenErr
+		tooLong, large := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](err)
 		switch {
 		case errors.Is(err, errChanged):
 			if err := r.look(ctx); err != nil {
 				return err
 			}
 			continue
-		case errors.As(err, &tooLong):
+		case large:
 			r.close(ctx)
 			if err := r.shrink(tooLong); err != nil {
 				return err
@@ -498,6 +498,9 @@ func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
 		}
 	}
 	_, err = reader.Close()
+	if _, ok := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](err); ok && page && c.scanned > 0 && len(r.key) > 0 {
+		return errEnough // the next chunk begins with the row that is too large
+	}
 	return err
 }
 
