@@ -32,25 +32,43 @@ with n as (select $1::bigint as n, '9' || lpad($1::text, 10, '0') as cpf),
 	a as (insert into users select n, 'First Last' from n), b as (insert into fandata select n, cpf from n), c as (insert into fans select n, 'First Last', cpf, '1990-08-15' from n)
 insert into approvals select ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, '00000000-0000-4000-8000-0000000000aa', true from n`
 
-const fourConfig = `
-source: {url: URL, slot: SLOT}
-buffer: {dir: "BUFFER"}
-admin: {listen: "ADMIN"}
-sinks:
-  crm: {type: stopchurn, url: "VENDOR", api_key: sandbox-key}
-  queue: {type: fanbase_queue, url: "VENDOR", auth: {url: "VENDOR/api/token", client_id: sandbox-client, client_secret: sandbox-secret}}
-  registry: {type: fanbase_batch, url: "VENDOR", auth: {url: "VENDOR/api/token", client_id: sandbox-client, client_secret: sandbox-secret}, system_id: 42}
-  tiers: {type: fanatics_approvals, url: "VENDOR", auth: {url: "VENDOR/api/oauth2/token", client_id: sandbox-client, client_secret: sandbox-secret}}
-mappings:
-  - {table: users, sink: crm, item: {brandId: 1, tableName: users, createdAt: 1700000000000, updatedAt: 1700000000000, data: {"*": {}}}}
-  - {table: fandata, sink: queue, item: {id: =string(id), cpf: $cpf}}
-  - table: fans
-    sink: registry
-    item:
-      data: {identity: 0, name1: $name, birthday: =day(born), birthMonth: =month(born), birthYear: =year(born)}
-      numbers: [{numberType: 1, number: $cpf}]
-  - {table: approvals, sink: tiers, item: {account_tenant_fanid: $fan_id, invite_approval_map: {"=tier_id": $approved}}}
-`
+// member is one of the four sinks, with its mapping.
+type member struct{ endpoint, path, sink, mapping string }
+
+var members = []member{
+	{
+		"stopchurn", "/client-data/update",
+		`crm: {type: stopchurn, url: "VENDOR", api_key: sandbox-key}`,
+		`{table: users, sink: crm, item: {brandId: 1, tableName: users, createdAt: 1700000000000, updatedAt: 1700000000000, data: {"*": {}}}}`,
+	},
+	{
+		"fanbase_queue", "/api/v1/integration/queue",
+		`queue: {type: fanbase_queue, url: "VENDOR", auth: {url: "VENDOR/api/token", client_id: sandbox-client, client_secret: sandbox-secret}}`,
+		`{table: fandata, sink: queue, item: {id: =string(id), cpf: $cpf}}`,
+	},
+	{
+		"fanbase_batch", "/api/v2/IF_ID_Batch",
+		`registry: {type: fanbase_batch, url: "VENDOR", auth: {url: "VENDOR/api/token", client_id: sandbox-client, client_secret: sandbox-secret}, system_id: 42}`,
+		`{table: fans, sink: registry, item: {data: {identity: 0, name1: $name, birthday: =day(born), birthMonth: =month(born), birthYear: =year(born)}, numbers: [{numberType: 1, number: $cpf}]}}`,
+	},
+	{
+		"fanatics_approvals", "/v2/tier-points/accounts",
+		`tiers: {type: fanatics_approvals, url: "VENDOR", auth: {url: "VENDOR/api/oauth2/token", client_id: sandbox-client, client_secret: sandbox-secret}}`,
+		`{table: approvals, sink: tiers, item: {account_tenant_fanid: $fan_id, invite_approval_map: {"=tier_id": $approved}}}`,
+	},
+}
+
+// fourConfig is the configuration of the members, but for the one at a path.
+func fourConfig(without string) string {
+	sinks, mappings := []string{"sinks:"}, []string{"mappings:"}
+	for _, m := range members {
+		if m.path != without {
+			sinks, mappings = append(sinks, "  "+m.sink), append(mappings, "  - "+m.mapping)
+		}
+	}
+	return "source: {url: URL, slot: SLOT}\nbuffer: {dir: \"BUFFER\"}\nadmin: {listen: \"ADMIN\"}\n" +
+		strings.Join(slices.Concat(sinks, mappings), "\n") + "\n"
+}
 
 // four is a daemon with four sinks at one sandbox in this process.
 type four struct {
@@ -68,8 +86,8 @@ func (b *bench) fourTables(ctx context.Context, name string) (url string, err er
 	return url, execute(ctx, url, fourSchema)
 }
 
-// startFour makes a sandbox, and a daemon on a slot of its own. Its stop ends them.
-func (b *bench) startFour(ctx context.Context, url, slot string, ill illness) (*four, error) {
+// startFour makes a sandbox, and a daemon on a slot of its own, without the sink at a path. Its stop ends them.
+func (b *bench) startFour(ctx context.Context, url, slot string, ill illness, without string) (*four, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -84,7 +102,7 @@ func (b *bench) startFour(ctx context.Context, url, slot string, ill illness) (*
 		return nil
 	})
 	f.daemon, err = b.launch(ctx, slot, func(buffer, admin string) string {
-		return strings.NewReplacer("URL", strconv.Quote(url), "SLOT", slot, "BUFFER", buffer, "ADMIN", admin, "VENDOR", "http://"+listener.Addr().String()).Replace(fourConfig)
+		return strings.NewReplacer("URL", strconv.Quote(url), "SLOT", slot, "BUFFER", buffer, "ADMIN", admin, "VENDOR", "http://"+listener.Addr().String()).Replace(fourConfig(without))
 	})
 	if err != nil {
 		return nil, errors.Join(err, server.Close(), serving.Wait())
@@ -102,12 +120,6 @@ type illness struct {
 	name     string
 	endpoint string // the path of the one that is ill; empty for none
 	answer   func(w http.ResponseWriter, r *http.Request, well http.Handler)
-}
-
-// sandboxes' names of the endpoints, by path.
-var endpoints = map[string]string{
-	"/client-data/update": "stopchurn", "/api/v1/integration/queue": "fanbase_queue",
-	"/api/v2/IF_ID_Batch": "fanbase_batch", "/v2/tier-points/accounts": "fanatics_approvals",
 }
 
 func illnesses() []illness {
@@ -158,15 +170,14 @@ func (i illness) treat(well http.Handler) http.Handler {
 	})
 }
 
-// isolation takes each sink's latency at a daemon of which one vendor is ill, and at a second daemon on the same database at the same time, of
-// which all are well: what else the machine does falls on both. The figures are those of the round in the middle.
+// isolation takes each sink's latency at a daemon of which one vendor is ill, and at a second daemon on the same database at the same time, which
+// does without that sink: what else the machine does falls on both. The figures are those of the round in the middle.
 func (b *bench) isolation(ctx context.Context) error {
 	const share = 4 // of the latency run's rate: four sinks write four rows a transaction
 	rate := max(1, b.rate/share)
-	fmt.Printf("\nIsolation: %d transactions a second with a row for each of four sinks, %d rounds; commit to vendor, p99 in ms (and of a daemon beside it whose vendors are well)\n\n%-28s", rate, b.rounds, "")
-	order := []string{"stopchurn", "fanbase_queue", "fanbase_batch", "fanatics_approvals"}
-	for _, endpoint := range order {
-		fmt.Printf("%26s", endpoint)
+	fmt.Printf("\nIsolation: %d transactions a second with a row for each of four sinks, %d rounds; commit to vendor, p99 in ms (and of a daemon beside it without the ill one)\n\n%-28s", rate, b.rounds, "")
+	for _, m := range members {
+		fmt.Printf("%26s", m.endpoint)
 	}
 	fmt.Println()
 	for n, ill := range illnesses() {
@@ -181,8 +192,8 @@ func (b *bench) isolation(ctx context.Context) error {
 			}
 		}
 		fmt.Printf("%-28s", ill.name)
-		for _, endpoint := range order {
-			fmt.Printf("%26s", middlePair(pairs[endpoint]))
+		for _, m := range members {
+			fmt.Printf("%26s", middlePair(pairs[m.endpoint]))
 		}
 		fmt.Println()
 	}
@@ -190,10 +201,10 @@ func (b *bench) isolation(ctx context.Context) error {
 	return nil
 }
 
-// pair is a p99 beside an ill vendor, and where all are well.
-type pair struct{ ill, well time.Duration }
+// pair is a p99 beside an ill vendor, and without it.
+type pair struct{ ill, without time.Duration }
 
-func (p pair) ratio() float64 { return float64(p.ill) / float64(p.well) }
+func (p pair) ratio() float64 { return float64(p.ill) / float64(p.without) }
 
 func middlePair(all []pair) string {
 	if len(all) == 0 {
@@ -202,7 +213,7 @@ func middlePair(all []pair) string {
 	slices.SortFunc(all, func(a, b pair) int { return cmp.Compare(a.ratio(), b.ratio()) })
 	p := all[len(all)/2]
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	return fmt.Sprintf("%.2f (%.2f: %+.0f %%)", ms(p.ill), ms(p.well), 100*(p.ratio()-1))
+	return fmt.Sprintf("%.2f (%.2f: %+.0f %%)", ms(p.ill), ms(p.without), 100*(p.ratio()-1))
 }
 
 // isolated is one round: each well endpoint's p99 from commit to arrival.
@@ -211,12 +222,12 @@ func (b *bench) isolated(ctx context.Context, name string, ill illness, rate int
 	if err != nil {
 		return nil, err
 	}
-	measured, err := b.startFour(ctx, url, name+"_ill", ill)
+	measured, err := b.startFour(ctx, url, name+"_ill", ill, "")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, measured.stop()) }()
-	beside, err := b.startFour(ctx, url, name+"_well", illness{})
+	beside, err := b.startFour(ctx, url, name+"_without", illness{}, ill.endpoint)
 	if err != nil {
 		return nil, err
 	}
@@ -226,8 +237,8 @@ func (b *bench) isolated(ctx context.Context, name string, ill illness, rate int
 		return nil, err
 	}
 	well := make(map[string]bool)
-	for path, endpoint := range endpoints {
-		well[endpoint] = path != ill.endpoint
+	for _, m := range members {
+		well[m.endpoint] = m.path != ill.endpoint
 	}
 	if err := errors.Join(measured.arrived(ctx, well, len(commits)), beside.arrived(ctx, well, len(commits))); err != nil {
 		return nil, err
@@ -235,7 +246,7 @@ func (b *bench) isolated(ctx context.Context, name string, ill illness, rate int
 	p99 = make(map[string]pair)
 	control := latencies(beside.sandbox, well, commits)
 	for endpoint, d := range latencies(measured.sandbox, well, commits) {
-		p99[endpoint] = pair{ill: d, well: control[endpoint]}
+		p99[endpoint] = pair{ill: d, without: control[endpoint]}
 	}
 	return p99, nil
 }
@@ -314,7 +325,7 @@ func (b *bench) queue(ctx context.Context) (err error) {
 	f, err := b.startFour(ctx, url, "queue", illness{endpoint: "/api/v1/integration/queue", answer: func(w http.ResponseWriter, r *http.Request, well http.Handler) {
 		time.Sleep(takes)
 		well.ServeHTTP(w, r)
-	}})
+	}}, "")
 	if err != nil {
 		return err
 	}
