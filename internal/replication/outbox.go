@@ -177,7 +177,11 @@ func (o *outbox) done(p parcel, resume cdc.Resume) {
 	if !p.chunk {
 		o.queued -= len(block)
 	}
-	if cap(block) <= spareLimit && len(o.spares) < sparesKept {
+	kept := sparesKept
+	if o.mark != nil { // a backfill runs: the next chunk comes soon
+		kept += chunkBytes / blockSize
+	}
+	if cap(block) <= spareLimit && len(o.spares) < kept {
 		o.spares = append(o.spares, block[:0])
 	}
 	signal(o.room)

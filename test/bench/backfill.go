@@ -89,7 +89,7 @@ func copyTime(ctx context.Context, conn *pgx.Conn, rows int) (time.Duration, err
 
 // fill has a daemon of its own send the table, from the request until its last row is answered, and returns the latencies of live changes.
 func (b *bench) fill(ctx context.Context, url string, round int, vendor *receiver) (m measure, live []time.Duration, err error) {
-	if err := vendor.reset(ctx, fmt.Sprintf("?trace&from=%d", b.rows)); err != nil {
+	if err := vendor.reset(ctx, "?trace"); err != nil {
 		return m, nil, err
 	}
 	d, err := b.startDaemon(ctx, url, fmt.Sprintf("backfill_%d", round+1), vendor.address)
