@@ -328,6 +328,7 @@ func (c *carrier) fold(ctx context.Context) error {
 		return c.b.store.DeleteValue(ctx, chunkPrefix+e.ID)
 	})
 	s.out.mark = nil
+	s.out.shrink()
 	s.out.offer()
 	s.out.mu.Unlock()
 	select {

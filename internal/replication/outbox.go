@@ -187,6 +187,14 @@ func (o *outbox) done(p parcel, resume cdc.Resume) {
 	signal(o.room)
 }
 
+// shrink lets go of the memory that only chunks need. o.mu is held.
+func (o *outbox) shrink() {
+	if len(o.spares) > sparesKept {
+		clear(o.spares[sparesKept:])
+		o.spares = o.spares[:sparesKept]
+	}
+}
+
 // full says whether the reader has to wait.
 func (o *outbox) full() bool {
 	o.mu.Lock()
