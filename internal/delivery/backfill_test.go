@@ -53,11 +53,14 @@ func TestLeavesOutWhatARowIncludes(t *testing.T) {
 			got = append(got, request...)
 		}
 		want := []sent{
-			{cdc.OpDelete, 10, 0}, {cdc.OpInsert, 20, 1},
+			{cdc.OpDelete, 10, 0},
+			{cdc.OpInsert, 20, 1},
 			{cdc.OpInsert, 22, 5},
 			{cdc.OpDelete, 13, 6},
-			{cdc.OpDelete, 14, 8}, {cdc.OpInsert, 24, 9},
-			{cdc.OpDelete, 15, 10}, {cdc.OpInsert, 25, 11},
+			{cdc.OpDelete, 14, 8},
+			{cdc.OpInsert, 24, 9},
+			{cdc.OpDelete, 15, 10},
+			{cdc.OpInsert, 25, 11},
 		}
 		if diff := cmp.Diff(want, got, cmp.AllowUnexported(sent{})); diff != "" {
 			t.Errorf("items (-want +got):\n%s", diff)

@@ -66,14 +66,16 @@ type letters struct {
 	mu     sync.Mutex
 	byKey  map[string][]*openLetter // by mapping and key
 	byID   map[string]*openLetter
-	parked int // since the start or the last resume
+	items  map[string]struct{} // their ItemIDs
+	parked int                 // since the start or the last resume, but for those that were there before
 
 	count atomic.Int64 // of byID, to pass by when there is none
 }
 
 // openLetter is what memory keeps of a letter. Its fields are guarded by letters.mu.
 type openLetter struct {
-	id, key    string
+	id, itemID string
+	key        string // of mapping and record
 	pos        cdc.Position
 	item       []byte // of a Partial sink; nil when it could not be rendered
 	row        string // then: which row it is of
@@ -84,7 +86,7 @@ type openLetter struct {
 }
 
 func newLetters(w *Worker, store Letters) *letters {
-	return &letters{worker: w, store: store, byKey: make(map[string][]*openLetter), byID: make(map[string]*openLetter)}
+	return &letters{worker: w, store: store, byKey: make(map[string][]*openLetter), byID: make(map[string]*openLetter), items: make(map[string]struct{})}
 }
 
 func (l *letters) load(ctx context.Context) error {
@@ -105,7 +107,7 @@ func (l *letters) learn(letter *Letter) {
 		known.resending, known.attempts = false, letter.Attempts
 		return
 	}
-	open := &openLetter{id: letter.ID, key: letterKey(letter.Mapping, letter.Key), pos: letter.Position, attempts: letter.Attempts}
+	open := &openLetter{id: letter.ID, itemID: letter.ItemID, key: letterKey(letter.Mapping, letter.Key), pos: letter.Position, attempts: letter.Attempts}
 	switch {
 	case l.worker.dispatch.partial == nil:
 	case letter.Item != nil:
@@ -114,6 +116,7 @@ func (l *letters) learn(letter *Letter) {
 		open.row = rowOf(letter.Change)
 	}
 	l.byID[open.id] = open
+	l.items[open.itemID] = struct{}{}
 	if strings.Contains(letter.Key, keyMark) {
 		l.byKey[open.key] = append(l.byKey[open.key], open)
 	}
@@ -123,6 +126,7 @@ func (l *letters) learn(letter *Letter) {
 // forget drops a letter that is not open any more. Called with mu held.
 func (l *letters) forget(open *openLetter) {
 	delete(l.byID, open.id)
+	delete(l.items, open.itemID)
 	l.count.Add(-1)
 	rest := l.byKey[open.key]
 	for i := range rest {
@@ -146,7 +150,7 @@ func letterKey(mapping, key string) string { return mapping + "\x00" + key }
 // park stores letters. When the limit is reached it halts the sink and waits for Resume.
 func (l *letters) park(ctx context.Context, letters []Letter) error {
 	for len(letters) > 0 {
-		n, err := l.allow(ctx, len(letters))
+		n, err := l.allow(ctx, letters)
 		if err != nil {
 			return err
 		}
@@ -157,13 +161,6 @@ func (l *letters) park(ctx context.Context, letters []Letter) error {
 		if err != nil {
 			return err
 		}
-		l.mu.Lock()
-		for i := range some {
-			if l.byID[some[i].ID] != nil { // again, after a restart or a retry: there are no more of them than before
-				l.parked = max(0, l.parked-1)
-			}
-		}
-		l.mu.Unlock()
 		for i := range some {
 			if some[i].State == LetterOpen {
 				l.learn(&some[i])
@@ -175,21 +172,16 @@ func (l *letters) park(ctx context.Context, letters []Letter) error {
 	return nil
 }
 
-// allow says how many of n letters may be parked now, at least one.
-func (l *letters) allow(ctx context.Context, n int) (int, error) {
-	limit := l.worker.cfg.DeadLetters
-	if limit == 0 {
-		return n, nil
+// allow says how many of the letters may be parked now, at least one. One that is parked already, and comes again after a restart or a
+// retry, does not count.
+func (l *letters) allow(ctx context.Context, letters []Letter) (int, error) {
+	if l.worker.cfg.DeadLetters == 0 {
+		return len(letters), nil
 	}
 	for {
-		l.mu.Lock()
-		n := min(n, limit-l.parked)
-		if n > 0 {
-			l.parked += n
-			l.mu.Unlock()
+		if n := l.admit(letters); n > 0 {
 			return n, nil
 		}
-		l.mu.Unlock()
 		if err := l.worker.halt(ctx); err != nil {
 			return 0, err
 		}
@@ -197,6 +189,21 @@ func (l *letters) allow(ctx context.Context, n int) (int, error) {
 			return 0, err
 		}
 	}
+}
+
+func (l *letters) admit(letters []Letter) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n = range letters {
+		if _, known := l.items[letters[n].ItemID]; known {
+			continue
+		}
+		if l.parked >= l.worker.cfg.DeadLetters {
+			return n
+		}
+		l.parked++
+	}
+	return len(letters)
 }
 
 func (l *letters) allowAgain() {
