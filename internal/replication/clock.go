@@ -59,7 +59,12 @@ func (c *clock) owes(now time.Time) bool { return now.Sub(c.update) >= c.interva
 // wait puts the next look off, although nothing was sent.
 func (c *clock) wait(now time.Time) { c.next = now.Add(min(confirmWithin, c.interval)) }
 
+// sent leaves a look that is to come where it is as long as it has something to confirm: a server that shuts down asks again
+// as soon as it is answered, and goes down once all is confirmed.
 func (c *clock) sent(now time.Time, lsn cdc.LSN) {
 	c.update, c.confirmed = now, lsn
+	if c.received > lsn && !c.due(now) {
+		return
+	}
 	c.next = now.Add(c.interval)
 }

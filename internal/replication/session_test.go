@@ -81,6 +81,22 @@ func TestKeepaliveIsRememberedBeforeItIsConfirmed(t *testing.T) {
 	})
 }
 
+// A server that shuts down asks again and again, and waits for the end of its WAL to be confirmed.
+func TestServerThatAsksWithoutEndIsConfirmed(t *testing.T) {
+	simulate(t, Config{}, func(t *testing.T, ctx context.Context, o *offline) {
+		_ = o.run(ctx, t, func(w *walsender) {
+			for ctx.Err() == nil {
+				w.keepalive(500, true)
+				if u := <-w.updates; u.flush >= 500 {
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+			t.Error("500 is never confirmed")
+		})
+	})
+}
+
 func TestKeepaliveWithinTransactionConfirmsNothing(t *testing.T) {
 	simulate(t, Config{}, func(t *testing.T, ctx context.Context, o *offline) {
 		_ = o.run(ctx, t, func(w *walsender) {
