@@ -32,7 +32,7 @@ type carrier struct {
 const (
 	firstChunk = 500 // rows or, of a table without a key, an eighth of it in blocks
 	// chunkTime is how long reading or delivering a chunk may take: live changes wait behind a chunk, or two.
-	chunkTime = 50 * time.Millisecond
+	chunkTime = 60 * time.Millisecond
 	// chunksAhead is how many chunks may wait for delivery: one is delivered while the next is read.
 	chunksAhead = 2
 	// staleChunk is how old a chunk may be when it is appended; every change meanwhile costs memory, and a row to be read again.
