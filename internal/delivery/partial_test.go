@@ -111,8 +111,8 @@ func TestLetterOfAnOvertakenItemIsSuperseded(t *testing.T) {
 				stop := running(t, New(testConfig(), testDeps(t, s, q, plainMapping)))
 				time.Sleep(30 * time.Second)
 				synctest.Wait()
-				if len(s.tracks) != 3 {
-					t.Errorf("%d items are tracked: the decided one must not be forgotten before the older", len(s.tracks))
+				if n := tracked(s); n != 3 {
+					t.Errorf("%d items are tracked: the decided one must not be forgotten before the older", n)
 				}
 				if restart {
 					stop()
@@ -123,12 +123,18 @@ func TestLetterOfAnOvertakenItemIsSuperseded(t *testing.T) {
 				if got := s.parked(LetterSuperseded); !slices.Equal(got, []int{1}) {
 					t.Errorf("superseded %v", got)
 				}
-				if got := s.parked(LetterOpen); !slices.Equal(got, []int{3}) || len(s.tracks) != 0 {
-					t.Errorf("open %v, tracked %d", got, len(s.tracks))
+				if got := s.parked(LetterOpen); !slices.Equal(got, []int{3}) || tracked(s) != 0 {
+					t.Errorf("open %v, tracked %d", got, tracked(s))
 				}
 			})
 		})
 	}
+}
+
+func tracked(s *store) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.tracks)
 }
 
 func TestConfirmationsObeyRetryAfter(t *testing.T) {
