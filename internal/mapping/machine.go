@@ -157,7 +157,9 @@ func quoteIdent(name string) string {
 
 // changed compares tuples as text. An insert, a delete and a row that was read have changed throughout.
 func (m *machine) changed(columns []int, r *row) (any, *RejectError) {
-	if r.change.Op != cdc.OpUpdate {
+	// With REPLICA IDENTITY FULL an update has its old row, unless it stands for a refresh, which does not know what has changed.
+	refresh := r.change.Old == nil && r.change.Relation.Identity == 'f'
+	if r.change.Op != cdc.OpUpdate || refresh {
 		return true, nil
 	}
 	for _, i := range columns {
