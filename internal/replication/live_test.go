@@ -223,6 +223,7 @@ func TestLiveSecondDaemonStandsBy(t *testing.T) {
 
 func TestLiveRefusals(t *testing.T) {
 	used := func(t *testing.T) *live {
+		t.Helper()
 		l := newLive(t, "create table a (id int primary key)", "a")
 		l.during(func(*Stream) {
 			l.exec("insert into a values (1)")

@@ -123,7 +123,7 @@ func (o *outbox) offer() {
 	if o.flight {
 		return // the publisher looks again when it has stored that
 	}
-	if len(o.sealed) > 0 || o.persist > o.persisted || o.dirty && !(o.busy && o.timed) {
+	if len(o.sealed) > 0 || o.persist > o.persisted || o.dirty && (!o.busy || !o.timed) {
 		signal(o.work)
 	}
 }
