@@ -97,7 +97,7 @@ const (
 func secured(t *testing.T) (*live, *authority) {
 	t.Helper()
 	server := pgtest.Own(t, pgtest.Options{TCP: true, Settings: map[string]string{
-		"wal_level": "logical", "listen_addresses": "127.0.0.1,::1", "password_encryption": "scram-sha-256",
+		"wal_level": "logical", "listen_addresses": "*", "password_encryption": "scram-sha-256",
 	}})
 	l := liveOn(t, server.NewDatabase(t), "create table a (id int primary key, v text)", "a")
 	ca := newAuthority(t)
