@@ -16,6 +16,9 @@ type moment struct {
 
 // parseMoment reads 2025-09-20, 2025-09-20 18:41:31.219 and 2025-09-20 18:41:31.219+00. A timestamp without zone is read as UTC.
 func parseMoment(s []byte) (m moment, err error) {
+	if m, ok := plainMoment(s); ok {
+		return m, nil
+	}
 	if string(s) == "infinity" || string(s) == "-infinity" {
 		return m, errInfinity
 	}
@@ -48,6 +51,38 @@ func parseMoment(s []byte) (m moment, err error) {
 	}
 	m.seconds -= offset
 	return m, nil
+}
+
+// plainMoment reads what nearly every value is, 2025-09-20 18:41:31.219+00 with or without fraction and zone, several times as
+// fast. ok is false for all else, mistakes among it.
+func plainMoment(s []byte) (m moment, ok bool) {
+	const length = len("2025-09-20 18:41:31")
+	if len(s) < length || s[4] != '-' || s[7] != '-' || s[10] != ' ' || s[13] != ':' || s[16] != ':' {
+		return m, false
+	}
+	century, year := twoDigits(s[0], s[1]), twoDigits(s[2], s[3])
+	month, day := twoDigits(s[5], s[6]), twoDigits(s[8], s[9])
+	hour, minute, second := twoDigits(s[11], s[12]), twoDigits(s[14], s[15]), twoDigits(s[17], s[18])
+	if century > 99 || year > 99 || month-1 > 11 || day-1 > 30 || hour > 23 || minute > 59 || second > 59 {
+		return m, false
+	}
+	micros, rest, ok := takeFraction(s[length:])
+	if !ok || len(rest) > 0 && string(rest) != "+00" {
+		return m, false
+	}
+	m.seconds = daysFromCivil(int(century*100+year), int(month), int(day))*86400 + int64(hour*3600+minute*60+second)
+	m.micros = micros
+	return m, true
+}
+
+// twoDigits gives more than 99 when one of them is none.
+func twoDigits(tens, ones byte) uint {
+	const none = 1000
+	t, o := uint(tens-'0'), uint(ones-'0')
+	if t > 9 || o > 9 {
+		return none
+	}
+	return t*10 + o
 }
 
 func takeNumber(s []byte, least, most int) (n int, rest []byte, ok bool) {
