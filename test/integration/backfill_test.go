@@ -144,9 +144,9 @@ func TestBackfillKill(t *testing.T) {
 	during(t, w, func() {
 		id := d.backfill(map[string]any{"table": "public.accounts", "rate": 50_000})
 		for range *backfillKills {
-			// Some chunks further than at the start, so that no chunk is cut twice.
+			// Further than the largest chunk, so that no chunk is cut twice.
 			var begun int64 = -1
-			goal := 10_000 + r.Int64N(20_000)
+			goal := 25_000 + r.Int64N(10_000)
 			d.wait("the backfill to go on", func() (bool, string) {
 				b, err := d.backfillNow(id)
 				if begun < 0 && err == nil {

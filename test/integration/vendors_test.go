@@ -166,19 +166,24 @@ func (w *clubWorkload) statement(ctx context.Context, tx pgx.Tx, r *rand.Rand) e
 		_, err := tx.Exec(ctx, sql, args...)
 		return err
 	}
+	// A version is drawn while its key is locked, so that versions grow with the commits of a key.
+	locked := func(table string, id int, sql string, args ...any) error {
+		return errors.Join(exec(`select pg_advisory_xact_lock(hashtext($1), $2::int)`, table, id), exec(sql, args...))
+	}
 	switch r.IntN(14) {
 	case 0, 1:
-		return exec(`insert into users (id, cpf, email, note) values ($1, planted_cpf(currval('versions')), planted_email('user', $1), $2)
+		return locked("users", id, `insert into users (id, cpf, email, note) values ($1, planted_cpf(currval('versions')), planted_email('user', $1), $2)
 			on conflict (id) do update set version = excluded.version, cpf = planted_cpf(excluded.version), note = excluded.note`, id, note)
 	case 2, 3:
-		return exec(`with v as materialized (select nextval('versions') as v) update users set version = v, cpf = planted_cpf(v), note = $2 from v where id = $1`, id, note)
+		return locked("users", id, `with v as materialized (select nextval('versions') as v) update users set version = v, cpf = planted_cpf(v), note = $2 from v where id = $1`, id, note)
 	case 4:
-		return exec(`delete from users where id = $1`, id)
+		return locked("users", id, `delete from users where id = $1`, id)
 	case 5, 6:
-		return exec(`insert into orders (id, user_id, note) select $1, id, $3 from users where id = $2 for share on conflict (id) do update set version = excluded.version, user_id = excluded.user_id, note = excluded.note`,
-			r.IntN(3*clubKeys), id, note)
+		order := r.IntN(3 * clubKeys)
+		return locked("orders", order, `insert into orders (id, user_id, note) select $1, id, $3 from users where id = $2 for share on conflict (id) do update set version = excluded.version, user_id = excluded.user_id, note = excluded.note`,
+			order, id, note)
 	case 7, 8:
-		return exec(`insert into fans (id, cpf, email, born, note) values ($1, planted_cpf($1), planted_email('fan', $1), $2, $3)
+		return locked("fans", id, `insert into fans (id, cpf, email, born, note) values ($1, planted_cpf($1), planted_email('fan', $1), $2, $3)
 			on conflict (id) do update set version = excluded.version, born = excluded.born, note = excluded.note`, id, born, note)
 	case 9, 10: // memberships move between fans
 		return exec(`insert into memberships (id, fan_id, plan, code) select $1, id, $3, planted_cpf(id) from fans where id = $2
