@@ -15,7 +15,7 @@ help: ## List the targets
 
 .PHONY: demo
 demo: ## See it run: private Postgres, sandbox, daemon and a small live workload; Ctrl-C ends it
-	go run ./cmd/cdcsync demo
+	@go build -o bin/cdcsync ./cmd/cdcsync && exec bin/cdcsync demo # go run would call Ctrl-C a failure
 
 .PHONY: test
 test: ## Run every test, those against a real Postgres too (CDCSYNC_TEST_POSTGRES=local|docker|URL)
