@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,10 +13,12 @@ import (
 	"github.com/sourcegraph/conc/pool"
 	"github.com/spf13/cobra"
 
+	"github.com/cdcsync/cdcsync/internal/admin"
 	"github.com/cdcsync/cdcsync/internal/config"
 	"github.com/cdcsync/cdcsync/internal/demo"
 	"github.com/cdcsync/cdcsync/internal/pgtest"
 	"github.com/cdcsync/cdcsync/internal/sandbox"
+	"github.com/cdcsync/cdcsync/internal/secret"
 )
 
 func newDemoCommand(a *app) *cobra.Command {
@@ -163,15 +164,17 @@ func freeAddress(ctx context.Context, address string) (string, error) {
 }
 
 // awaitReady waits until the daemon's pipeline stands.
-func awaitReady(ctx context.Context, admin string, ended <-chan struct{}, logger *slog.Logger) error {
+func awaitReady(ctx context.Context, address string, ended <-chan struct{}, logger *slog.Logger) error {
 	const patience, pace = 30 * time.Second, 50 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	client := admin.NewClient("http://"+address, secret.String{})
+	defer client.Close()
 	tick := time.NewTicker(pace)
 	defer tick.Stop()
 	for {
-		ready, err := isReady(ctx, admin)
-		if ready {
+		status, err := client.Status(ctx)
+		if err == nil && status.Ready {
 			return nil
 		}
 		select {
@@ -183,20 +186,6 @@ func awaitReady(ctx context.Context, admin string, ended <-chan struct{}, logger
 		case <-tick.C:
 		}
 	}
-}
-
-func isReady(ctx context.Context, admin string) (bool, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/readyz", nil)
-	if err != nil {
-		return false, err
-	}
-	client := &http.Client{Timeout: time.Second}
-	response, err := client.Do(request)
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = response.Body.Close() }()
-	return response.StatusCode == http.StatusOK, nil
 }
 
 // work changes the source and tells what arrives, until ctx or --for ends.
