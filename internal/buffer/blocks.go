@@ -1,7 +1,6 @@
 package buffer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -115,7 +114,7 @@ func (b *Buffer) joinParts(ctx context.Context, m message, p part) ([]byte, erro
 
 // Append stores a block durably: when it returns nil, the block survives a loss of power. While the buffer is full, or NATS
 // cannot be reached, it waits. After an error it is not known whether the block is stored: Tail has to be called before the
-// next Append. The cause is ErrConflict when another writer has appended since the last Tail. block is not kept.
+// next Append. The cause is ErrConflict when another writer has appended since the last Tail. block is kept, for sinks to read.
 func (b *Buffer) Append(ctx context.Context, block []byte) error {
 	b.appending.Lock()
 	defer b.appending.Unlock()
@@ -139,7 +138,7 @@ func (b *Buffer) Append(ctx context.Context, block []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(block) <= recentBytes && len(b.cfg.Sinks) > 0 {
-		b.recent.add(end, b.stored.end, bytes.Clone(block), time.Now())
+		b.recent.add(end, b.stored.end, block, time.Now())
 	} else {
 		b.recent.clear()
 	}

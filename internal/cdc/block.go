@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -12,7 +13,8 @@ import (
 //	block  = frame* footer uint32(len(footer)) version magic
 //	frame  = kind byte, uvarint length, payload
 //
-// Rows keep the bytes of pgoutput's own messages (protocol-logicalrep-message-formats in the manual). What a frame means
+// Rows keep the bytes of pgoutput's own messages (protocol-logicalrep-message-formats in the manual) and, when a backfill has read
+// them, of the protocol's DataRow (protocol-message-formats). What a frame means
 // depends on frames before it in the same block only. Integers are big-endian, as in pgoutput.
 const (
 	frameRelation  = 'R' // see appendRelation
@@ -26,7 +28,7 @@ const (
 	frameOversized = 'X' // op byte, relation OID uint32, uvarint bytes, key
 	frameExcept    = 'E' // Part byte, names of the sinks that this part of the next change is not for
 	frameChunk     = 'K' // LSN uint64, read time in µs int64, uvarint ordinal of the last row before, names of the target sinks
-	frameRead      = 'P' // relation OID uint32, tuple
+	frameRead      = 'V' // relation OID uint32, number of columns uint16, values; see AppendValues
 )
 
 const (
@@ -148,7 +150,7 @@ func (w *Writer) Oversized(op Op, oid uint32, o Oversized) {
 	w.buf = binary.AppendUvarint(w.buf, uint64(o.Bytes))
 	w.buf = append(w.buf, o.Key...)
 	if w.chunk != nil {
-		w.countRead()
+		w.countReads(1)
 		return
 	}
 	w.count()
@@ -198,17 +200,23 @@ func (w *Writer) beginChunk() {
 	w.buf = appendNames(w.buf, c.Targets)
 }
 
-// Read adds a row of the open chunk: a tuple in pgoutput's form.
-func (w *Writer) Read(oid uint32, tuple []byte) {
-	w.buf = beginFrame(w.buf, frameRead, 4+len(tuple))
-	w.buf = binary.BigEndian.AppendUint32(w.buf, oid)
-	w.buf = append(w.buf, tuple...)
-	w.countRead()
+// Reads adds rows of the open chunk, as many frames of AppendRead.
+func (w *Writer) Reads(frames []byte, rows int) {
+	w.buf = append(w.buf, frames...)
+	w.countReads(rows)
 }
 
-func (w *Writer) countRead() {
-	w.chunk.Ordinal++
-	w.footer.Changes++
+// AppendRead appends the frame of a row that a backfill has read: as many values as the relation has columns, in AppendValues' form.
+func AppendRead(dst []byte, oid uint32, columns int, values []byte) []byte {
+	dst = beginFrame(dst, frameRead, 4+2+len(values))
+	dst = binary.BigEndian.AppendUint32(dst, oid)
+	dst = binary.BigEndian.AppendUint16(dst, uint16(columns))
+	return append(dst, values...)
+}
+
+func (w *Writer) countReads(n int) {
+	w.chunk.Ordinal += uint32(n)
+	w.footer.Changes += uint32(n)
 }
 
 // EndChunk closes the chunk.
@@ -419,7 +427,7 @@ func (d *Decoder) change(kind byte, r *reader, c *Change) error {
 		c.Op = OpTruncate
 	case frameRead:
 		c.Op, c.Targets = OpRead, d.targets
-		d.new = r.tuple(d.new[:0], len(known.relation.Columns))
+		d.new = r.values(d.new[:0], len(known.relation.Columns))
 		c.New = d.new
 	case frameOversized:
 		c.Op = op
@@ -487,6 +495,20 @@ func AppendTuple(dst []byte, values []Value) []byte {
 		default:
 			dst = append(dst, 'n')
 		}
+	}
+	return dst
+}
+
+// AppendValues appends values as the protocol's DataRow has them: the length of each text as int32, -1 for null, and the text.
+// Absent is written as null.
+func AppendValues(dst []byte, values []Value) []byte {
+	for _, v := range values {
+		if v.Kind != Text {
+			dst = binary.BigEndian.AppendUint32(dst, math.MaxUint32)
+			continue
+		}
+		dst = binary.BigEndian.AppendUint32(dst, uint32(len(v.Data)))
+		dst = append(dst, v.Data...)
 	}
 	return dst
 }

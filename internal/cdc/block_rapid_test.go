@@ -199,7 +199,7 @@ func FuzzDecoder(f *testing.F) {
 	w.Oversized(OpUpdate, rel.OID, Oversized{Bytes: 1 << 30, Key: "id=1"})
 	w.Commit(150)
 	w.BeginChunk(Chunk{LSN: 160, At: time.UnixMicro(2), Targets: []string{"crm"}})
-	w.Read(rel.OID, AppendTuple(nil, []Value{text("1"), {Kind: Null}}))
+	w.Reads(AppendRead(nil, rel.OID, 2, AppendValues(nil, []Value{text("1"), {Kind: Null}})), 1)
 	w.EndChunk()
 	f.Add(w.Seal([]byte("{}"), nil))
 	f.Fuzz(func(t *testing.T, block []byte) {

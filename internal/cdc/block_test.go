@@ -104,7 +104,7 @@ func TestOversizedRowOfChunk(t *testing.T) {
 	w.BeginChunk(Chunk{LSN: 100, At: time.UnixMicro(1), Ordinal: 5, Targets: []string{"crm"}})
 	w.Relation(rel.OID, AppendRelation(nil, rel))
 	w.Oversized(OpRead, rel.OID, Oversized{Bytes: 1 << 30, Key: "id=1"})
-	w.Read(rel.OID, AppendTuple(nil, []Value{text("2"), {Kind: Null}}))
+	w.Reads(AppendRead(nil, rel.OID, 2, AppendValues(nil, []Value{text("2"), {Kind: Null}})), 1)
 	w.EndChunk()
 	var d Decoder
 	footer, err := d.Reset(w.Seal(nil, nil))

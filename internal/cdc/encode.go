@@ -13,7 +13,7 @@ func EncodeChange(c *Change) []byte {
 	if c.Op == OpRead && c.Oversized == nil {
 		w.BeginChunk(Chunk{LSN: c.Position.Commit, At: c.CommitTime, Ordinal: c.Position.Ordinal - 1})
 		w.Relation(c.Relation.OID, AppendRelation(nil, c.Relation))
-		w.Read(c.Relation.OID, AppendTuple(nil, c.New))
+		w.Reads(AppendRead(nil, c.Relation.OID, len(c.New), AppendValues(nil, c.New)), 1)
 		return w.Seal(nil, nil)
 	}
 	w.Begin(c.XID, c.Position.Commit, c.CommitTime, c.Position.Ordinal-1)

@@ -127,28 +127,81 @@ func (r *reader) frame() (kind byte, payload []byte) {
 
 // tuple reads pgoutput's TupleData with the given number of columns.
 func (r *reader) tuple(dst []Value, columns int) []Value {
-	head := r.take(2)
-	if head == nil {
+	if !r.columns(columns) {
 		return dst
 	}
-	if n := int(binary.BigEndian.Uint16(head)); n != columns {
-		r.fail("tuple of %d columns, its relation has %d", n, columns)
-		return dst
-	}
+	b := r.buf // in a register: rows are what most time is spent with
 	for range columns {
-		switch mark := r.byte(); mark {
+		if len(b) == 0 {
+			r.fail("tuple ends early")
+			return dst
+		}
+		mark := b[0]
+		b = b[1:]
+		switch mark {
 		case 't':
-			dst = append(dst, Value{Kind: Text, Data: r.take(int(int32(r.uint32())))})
+			data, rest, ok := cutText(b)
+			if !ok {
+				r.fail("text is longer than the %d bytes left", len(b))
+				return dst
+			}
+			dst, b = append(dst, Value{Kind: Text, Data: data}), rest
 		case 'n':
 			dst = append(dst, Value{Kind: Null})
 		case 'u':
 			dst = append(dst, Value{Kind: Unchanged})
 		default:
 			r.fail("column mark %q, want 't', 'n' or 'u'", mark)
-		}
-		if r.err != nil {
 			return dst
 		}
 	}
+	r.buf = b
 	return dst
+}
+
+// values reads what AppendValues has written, behind the number of columns.
+func (r *reader) values(dst []Value, columns int) []Value {
+	if !r.columns(columns) {
+		return dst
+	}
+	b := r.buf
+	for range columns {
+		if len(b) >= 4 && binary.BigEndian.Uint32(b) == math.MaxUint32 {
+			dst, b = append(dst, Value{Kind: Null}), b[4:]
+			continue
+		}
+		data, rest, ok := cutText(b)
+		if !ok {
+			r.fail("text is longer than the %d bytes left", len(b))
+			return dst
+		}
+		dst, b = append(dst, Value{Kind: Text, Data: data}), rest
+	}
+	r.buf = b
+	return dst
+}
+
+// columns takes the number of columns, and says whether it is the relation's.
+func (r *reader) columns(want int) bool {
+	head := r.take(2)
+	if head == nil {
+		return false
+	}
+	if n := int(binary.BigEndian.Uint16(head)); n != want {
+		r.fail("row of %d columns, its relation has %d", n, want)
+		return false
+	}
+	return true
+}
+
+// cutText takes a text off b, behind its length as int32.
+func cutText(b []byte) (text, rest []byte, ok bool) {
+	if len(b) < 4 {
+		return nil, nil, false
+	}
+	n := uint64(binary.BigEndian.Uint32(b))
+	if n > uint64(len(b)-4) {
+		return nil, nil, false
+	}
+	return b[4 : 4+n : 4+n], b[4+n:], true
 }

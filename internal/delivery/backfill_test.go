@@ -42,7 +42,7 @@ func TestLeavesOutWhatARowIncludes(t *testing.T) {
 		var w cdc.Writer
 		w.BeginChunk(cdc.Chunk{LSN: 20, At: time.Now(), Targets: other})
 		w.Relation(testTable.OID, cdc.AppendRelation(nil, testTable))
-		w.Read(testTable.OID, cdc.AppendTuple(nil, []cdc.Value{{Kind: cdc.Text, Data: []byte("99")}, {Kind: cdc.Text, Data: []byte("99")}}))
+		w.Reads(cdc.AppendRead(nil, testTable.OID, 2, cdc.AppendValues(nil, []cdc.Value{{Kind: cdc.Text, Data: []byte("99")}, {Kind: cdc.Text, Data: []byte("99")}})), 1)
 		w.EndChunk()
 
 		s, v := newStore(block, w.Seal(nil, nil)), new(vendor)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/sourcegraph/conc"
 	limits "golang.org/x/time/rate"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -19,9 +20,12 @@ type carrier struct {
 	s      *session
 	b      *Backfills
 	e      *backfillEntry
-	reader *chunkReader
-	chunk  chunk
-	size   int // of the next chunk, in rows or blocks
+	reader *chunkReader // used by one goroutine at a time: by that of ahead while it reads
+	size   int          // of the next chunk, in rows
+	chunk  *chunk       // what is appended
+	sized  int          // the size that chunk was read with
+	ahead  *reading     // what comes after it; nil for nothing
+	spare  *chunk       // memory for the next reading
 
 	limiter *limits.Limiter
 	// outstanding has, for each chunk whose delivery is not known to have ended, where its place in the log will be told.
@@ -59,7 +63,7 @@ func (s *session) carryBackfills(ctx context.Context) error {
 // carry returns nil when the backfill has ended or was paused, and everything says so.
 func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry) error {
 	defer b.left(e)
-	c := &carrier{s: s, b: b, e: e, reader: b.reader(&e.BackfillSpec), size: firstChunk}
+	c := &carrier{s: s, b: b, e: e, reader: b.reader(&e.BackfillSpec), size: firstChunk, chunk: new(chunk), spare: new(chunk)}
 	defer c.reader.close(ctx)
 	if e.Rate > 0 {
 		c.limiter = limits.NewLimiter(limits.Limit(e.Rate), max(1, int(e.Rate)))
@@ -112,6 +116,9 @@ func isFinal(err error) bool {
 
 // run carries the backfill to its end.
 func (c *carrier) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer c.forget() // what was read ahead is of no use to another run, whose tracking may begin anew
+	defer cancel()
 	if err := c.track(ctx); err != nil {
 		return err
 	}
@@ -172,17 +179,16 @@ func (c *carrier) beginTracking() {
 	t.begin(c.e.ID, c.e.Table.String(), key, c.e.Sinks)
 }
 
-// one reads a chunk and appends it.
+// one appends the next chunk, while the one behind it is read.
 func (c *carrier) one(ctx context.Context) error {
+	if err := c.read(ctx); err != nil {
+		return err
+	}
+	c.readAhead(ctx)
 	if err := c.passed(ctx); err != nil {
 		return err
 	}
-	if err := c.reader.read(ctx, &c.e.place, c.units(), &c.chunk); err != nil {
-		return err
-	}
-	c.s.logger.DebugContext(ctx, "chunk read", "id", c.e.ID, "after_rows", c.e.place.Rows, "rows", len(c.chunk.rows), "took", c.chunk.took)
-	c.s.ping()
-	fresh, cancel := context.WithTimeout(ctx, staleChunk)
+	fresh, cancel := context.WithDeadline(ctx, c.chunk.at.Add(staleChunk))
 	err := c.room(fresh, chunksAhead-1)
 	cancel()
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
@@ -197,6 +203,72 @@ func (c *carrier) one(ctx context.Context) error {
 		return err
 	}
 	return c.append(ctx)
+}
+
+// reading is a chunk that is being read.
+type reading struct {
+	chunk   *chunk
+	size    int
+	from    place // what it follows, as far as was known when reading began
+	running conc.WaitGroup
+	err     error // once running has ended
+}
+
+// begin starts to read what follows a place.
+func (c *carrier) begin(ctx context.Context, from place) {
+	units := c.units()
+	r := &reading{chunk: c.spare, size: c.size, from: from}
+	c.ahead, c.spare = r, nil
+	r.running.Go(func() {
+		r.err = c.reader.read(ctx, &r.from, units, r.chunk)
+		c.s.logger.DebugContext(ctx, "chunk read", "id", c.e.ID, "after_rows", r.from.Rows, "rows", len(r.chunk.rows), "took", r.chunk.took, "err", r.err)
+	})
+}
+
+// read gives the carrier the chunk that follows the entry's place.
+func (c *carrier) read(ctx context.Context) error {
+	if c.ahead != nil && !c.ahead.from.leads(&c.e.place) {
+		c.forget()
+	}
+	if c.ahead == nil {
+		c.begin(ctx, c.e.place)
+	}
+	r := c.ahead
+	r.running.Wait()
+	c.ahead = nil
+	if r.err != nil {
+		c.spare = r.chunk
+		return r.err
+	}
+	c.chunk, c.spare, c.sized = r.chunk, c.chunk, r.size
+	c.s.ping()
+	return nil
+}
+
+// readAhead starts to read what follows the chunk while that waits to be appended. The rows that will have to be read again are
+// not known yet: they are of the chunk after. With a rate, what was read would wait for too long.
+func (c *carrier) readAhead(ctx context.Context) {
+	from := place{
+		Rows: c.e.place.Rows + int64(len(c.chunk.rows)), After: slices.Clone(c.chunk.next), End: c.chunk.end, Again: c.e.place.Again[c.chunk.asked:],
+	}
+	if c.limiter == nil && !from.done() {
+		c.begin(ctx, from)
+	}
+}
+
+// readerFree waits until nothing is read.
+func (c *carrier) readerFree() {
+	if c.ahead != nil {
+		c.ahead.running.Wait()
+	}
+}
+
+// forget drops what was read ahead.
+func (c *carrier) forget() {
+	c.readerFree()
+	if c.ahead != nil {
+		c.ahead, c.spare = nil, c.ahead.chunk
+	}
 }
 
 // units is how much of the table the next chunk takes.
@@ -261,10 +333,10 @@ func (c *carrier) adapt(delivered time.Time) {
 		took = max(took, c.delivered.Sub(delivered))
 	}
 	factor := float64(chunkTime) / float64(max(took, time.Millisecond))
-	if n := len(c.chunk.tuples); n > 0 {
+	if n := len(c.chunk.frames); n > 0 {
 		factor = min(factor, 0.9*chunkBytes/float64(n), 0.9*chunkKeys/float64(max(len(c.chunk.keys), 1)))
 	}
-	c.size = max(1, int(float64(c.size)*min(2, max(0.25, factor))))
+	c.size = max(1, int(float64(c.sized)*min(2, max(0.25, factor))))
 }
 
 // counted makes the progress visible.
@@ -289,6 +361,7 @@ func (c *carrier) passed(ctx context.Context) error {
 		}
 		if !nudged && time.Since(begun) >= nudge {
 			nudged = true
+			c.readerFree()
 			if err := c.reader.nudge(ctx); err != nil {
 				c.s.logger.DebugContext(ctx, "nudge refused", "err", err) // the server writes and flushes by itself, if later
 			}
@@ -328,7 +401,6 @@ func (c *carrier) fold(ctx context.Context) error {
 		return c.b.store.DeleteValue(ctx, chunkPrefix+e.ID)
 	})
 	s.out.mark = nil
-	s.out.shrink()
 	s.out.offer()
 	s.out.mu.Unlock()
 	select {
@@ -386,9 +458,9 @@ func (s *session) appendPending() {
 
 // run decides about the rows and appends those that are admitted, behind the record of them. s.out.mu is held.
 func (a *appending) run() error {
-	s, e, c := a.s, a.e, &a.chunk
+	s, e, c := a.s, a.e, a.chunk
 	t := &s.tracking
-	if t.backfill != e.ID || !slices.Equal(t.key, a.reader.keyNames()) {
+	if t.backfill != e.ID || !slices.Equal(t.key, c.keyNames) {
 		return errors.New("the table's key has changed") // tracking begins anew
 	}
 	blind := t.merge.blind(c.snapshot)
@@ -432,10 +504,10 @@ func (c *chunk) allKeys() []string {
 
 // record is what has to be known of the chunk after a crash.
 func (a *appending) record(hidden []int, blind bool) *chunkRecord {
-	c, before := &a.chunk, a.e.place
+	c, before := a.chunk, a.e.place
 	a.appended, a.hidden = len(c.rows)-len(hidden), len(hidden)
 	r := &chunkRecord{
-		Chunk: before.Chunk + 1, Snapshot: c.snapshot.String(), LSN: c.lsn, Key: a.reader.keyNames(), Before: before,
+		Chunk: before.Chunk + 1, Snapshot: c.snapshot.String(), LSN: c.lsn, Key: c.keyNames, Before: before,
 		Again: c.again, Count: a.appended, Columns: c.columns, Keys: make([]byte, 0, len(c.keys)),
 	}
 	r.Next = place{Chunk: r.Chunk, Rows: before.Rows + int64(a.appended), After: slices.Clone(c.next), End: c.end}
@@ -461,27 +533,46 @@ func (a *appending) record(hidden []int, blind bool) *chunkRecord {
 
 // rows appends what is not hidden, in blocks of its own: the table's version is that of the catalogue, not that of the stream.
 func (a *appending) rows(hidden []int, before int64) {
-	out, c := a.s.out, &a.chunk
-	w := &out.writer
+	c := a.chunk
+	w := &a.s.out.writer
 	w.BeginChunk(cdc.Chunk{LSN: c.lsn, At: c.at, Ordinal: uint32(before), Targets: a.e.Sinks})
-	next := 0
-	for i := range c.rows {
-		if next < len(hidden) && hidden[next] == i {
-			next++
+	for i := 0; i < len(c.rows); {
+		if len(hidden) > 0 && hidden[0] == i {
+			hidden = hidden[1:]
+			i++
 			continue
 		}
-		tuple := c.tuple(i)
-		out.reserve(len(tuple) + len(c.encoded))
-		if !w.Has(c.relation.OID) {
-			w.Relation(c.relation.OID, c.encoded)
+		end := len(c.rows)
+		if len(hidden) > 0 {
+			end = hidden[0]
 		}
-		if size := c.rows[i].oversized; size > 0 {
-			w.Oversized(cdc.OpRead, c.relation.OID, cdc.Oversized{Bytes: size, Key: string(tuple)})
-		} else {
-			w.Read(c.relation.OID, tuple)
-		}
-		out.dirty = true
-		out.mark.Rows++
+		i = a.some(i, end)
 	}
 	w.EndChunk()
+}
+
+// some appends rows from the first on, as many as are alike and fit into the block that grows, or into a new one, and returns the first that does not.
+func (a *appending) some(first, end int) (next int) {
+	out, c := a.s.out, a.chunk
+	w := &out.writer
+	from := c.from(first)
+	size := c.rows[first].frame - from
+	out.reserve(size + len(c.encoded))
+	if !w.Has(c.relation.OID) {
+		w.Relation(c.relation.OID, c.encoded)
+	}
+	out.dirty = true
+	if large := c.rows[first].oversized; large > 0 {
+		w.Oversized(cdc.OpRead, c.relation.OID, cdc.Oversized{Bytes: large, Key: string(c.frames[from : from+size])})
+		out.mark.Rows++
+		return first + 1
+	}
+	room := out.limit() - footerSlack - w.Len()
+	next = first + 1
+	for next < end && c.rows[next].oversized == 0 && c.rows[next].frame-from <= room {
+		next++
+	}
+	w.Reads(c.frames[from:c.rows[next-1].frame], next-first)
+	out.mark.Rows += next - first
+	return next
 }

@@ -1,7 +1,9 @@
 package replication
 
 import (
+	"bytes"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -17,16 +19,17 @@ const (
 // chunk is a page of a table's rows, read in one snapshot, and the rows that an earlier chunk left to be read again.
 type chunk struct {
 	relation *cdc.Relation
-	encoded  []byte // the relation
-	columns  int    // of a key
+	encoded  []byte   // the relation
+	keyNames []string // names of its columns; none for a table without one
+	columns  int      // values of which a row's key is made
 	snapshot snapshot
 	lsn      cdc.LSN // L: the end of the WAL after the snapshot was taken
 	at       time.Time
 
 	rows   []chunkRow
-	asked  int // so many of the place's keys were asked for again
-	again  int // so many of rows, the first, are of them
-	tuples []byte
+	asked  int    // so many of the place's keys were asked for again
+	again  int    // so many of rows, the first, are of them
+	frames []byte // see cdc.AppendRead
 	keys   []byte // see appendKey
 
 	scanned int    // rows of the page, those included that the condition leaves out
@@ -35,23 +38,23 @@ type chunk struct {
 	took    time.Duration
 }
 
-// chunkRow ends at these places of tuples, in pgoutput's form, and keys, and begins where the one before ends.
+// chunkRow ends at these places of frames and keys, and begins where the one before ends.
 type chunkRow struct {
-	tuple, key int
-	oversized  int64 // its length when it is not carried: the tuple then is text for people
+	frame, key int
+	oversized  int64 // its length when it is not carried: the frame then is its key, for people
 }
 
 // reset keeps the memory.
 func (c *chunk) reset() {
-	*c = chunk{rows: c.rows[:0], tuples: c.tuples[:0], keys: c.keys[:0], next: c.next[:0]}
+	*c = chunk{rows: c.rows[:0], frames: c.frames[:0], keys: c.keys[:0], next: c.next[:0]}
 }
 
-func (c *chunk) tuple(i int) []byte {
-	from := 0
-	if i > 0 {
-		from = c.rows[i-1].tuple
+// from is where the frame of a row begins.
+func (c *chunk) from(i int) int {
+	if i == 0 {
+		return 0
 	}
-	return c.tuples[from:c.rows[i].tuple]
+	return c.rows[i-1].frame
 }
 
 func (c *chunk) key(i int) []byte {
@@ -121,3 +124,9 @@ type place struct {
 }
 
 func (p *place) done() bool { return p.End && len(p.Again) == 0 }
+
+// leads says whether a chunk that was read behind p is what follows now. Since p was told, keys to be read again may have been added.
+func (p *place) leads(now *place) bool {
+	return bytes.Equal(p.After, now.After) && p.End == now.End &&
+		len(p.Again) <= len(now.Again) && slices.EqualFunc(p.Again, now.Again[:len(p.Again)], bytes.Equal)
+}

@@ -25,20 +25,23 @@ type chunkReader struct {
 	where            string // a boolean expression over the table's columns; empty for all rows
 	maxRow           int
 
-	conn      *pgx.Conn
-	relation  *cdc.Relation
-	encoded   []byte
-	version   string   // of the table's columns
-	blocks    int64    // of a table without a key
-	key       []int    // indexes of the columns by which rows are ordered and told apart; none means that the table is read by place
-	types     []string // of the key's columns
-	from      string   // the table as a query names it
-	filter    string   // the condition together with the publication's; empty for all rows
-	keep      bool     // the first column of the page says whether the condition holds
-	values    [][]byte
-	queries   chunkQueries
-	careful   bool // read one row at a time, since one is too large
-	oversized int64
+	conn       *pgx.Conn
+	frames     *frames // of conn, which reads through it
+	relation   *cdc.Relation
+	encoded    []byte
+	version    string   // of the table's columns
+	blocks     int64    // of a table without a key
+	everything []int    // indexes of all columns
+	key        []int    // indexes of the columns by which rows are ordered and told apart; none means that the table is read by place
+	keyOnly    []int    // indexes of the key's columns in a row that has no others
+	types      []string // of the key's columns
+	from       string   // the table as a query names it
+	filter     string   // the condition together with the publication's; empty for all rows
+	keep       bool     // the first column of the page says whether the condition holds
+	row        row
+	queries    chunkQueries
+	careful    bool // read one row at a time, since one is too large
+	oversized  int64
 }
 
 // chunkQueries of a table.
@@ -66,7 +69,8 @@ func (r *chunkReader) open(ctx context.Context) error {
 	cfg.RuntimeParams["statement_timeout"] = "0"
 	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
 	cfg.BuildFrontend = func(in io.Reader, out io.Writer) *pgproto3.Frontend {
-		frontend := pgproto3.NewFrontend(in, out)
+		r.frames = newFrames(in, int64(r.maxRow)) // of the last host that is tried, which is the one that is taken
+		frontend := pgproto3.NewFrontend(r.frames, out)
 		frontend.SetMaxBodyLen(r.maxRow)
 		return frontend
 	}
@@ -102,7 +106,7 @@ func (r *chunkReader) look(ctx context.Context) error {
 			return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
 		}
 	}
-	r.encoded = cdc.AppendRelation(nil, rel)
+	r.encoded, r.everything, r.keyOnly = cdc.AppendRelation(nil, rel), upTo(len(rel.Columns)), upTo(len(r.key))
 	if err := r.conn.QueryRow(ctx, chunkVersion, rel.OID).Scan(&r.version); err != nil {
 		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
 	}
@@ -190,8 +194,8 @@ func (r *chunkReader) keyNames() []string {
 	return names
 }
 
-func (r *chunkReader) allColumns() []int {
-	all := make([]int, len(r.relation.Columns))
+func upTo(n int) []int {
+	all := make([]int, n)
 	for i := range all {
 		all[i] = i
 	}
@@ -236,7 +240,7 @@ func (r *chunkReader) byKey(ctx context.Context) error {
 		return fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(columns), ", "), from, strings.Join(nonEmpty(among, filter), " and "))
 	}
 	r.queries = chunkQueries{
-		first: page(r.allColumns(), ""), next: page(r.allColumns(), behind), again: again(r.allColumns()),
+		first: page(r.everything, ""), next: page(r.everything, behind), again: again(r.everything),
 		firstKey: page(r.key, ""), nextKey: page(r.key, behind), againKey: again(r.key),
 	}
 	return nil
@@ -265,7 +269,7 @@ func (r *chunkReader) keyTypes(ctx context.Context) error {
 func (r *chunkReader) byPlace() {
 	where := strings.Join(nonEmpty("ctid >= $1::text::tid", "ctid < $2::text::tid", r.filter), " and ")
 	r.keep = false
-	r.queries = chunkQueries{next: fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(r.allColumns()), ", "), r.from, where)}
+	r.queries = chunkQueries{next: fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(r.everything), ", "), r.from, where)}
 }
 
 // errNoOrder says that a table cannot be read in chunks.
@@ -439,7 +443,7 @@ func (r *chunkReader) receive(pipe *pgconn.Pipeline, p *place, size int, again, 
 	if string(state.rows[0][1].Data) != r.version {
 		return errChanged
 	}
-	c.at, c.relation, c.encoded, c.columns = time.Now(), r.relation, r.encoded, len(r.key)
+	c.at, c.relation, c.encoded, c.keyNames, c.columns = time.Now(), r.relation, r.encoded, r.keyNames(), len(r.key)
 	if c.columns == 0 {
 		c.columns = len(r.relation.Columns)
 	}
@@ -466,7 +470,7 @@ func (r *chunkReader) receive(pipe *pgconn.Pipeline, p *place, size int, again, 
 	return err
 }
 
-// rows takes the rows of one query.
+// rows takes the rows of one query, past pgconn, in place: it is what a backfill spends its time with.
 func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
 	results, err := pipe.GetResults()
 	if err != nil {
@@ -476,89 +480,135 @@ func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
 	if !ok {
 		return fmt.Errorf("answer to a query: %T", results)
 	}
-	for reader.NextRow() {
-		values := reader.Values()
-		keep := true
-		if page && r.keep {
-			keep, values = string(values[0]) == "t", values[1:]
+	taken := int64(0)
+	for {
+		message, ok, err := r.frames.row()
+		if _, large := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](err); large && page && c.scanned > 0 && len(r.key) > 0 {
+			return errEnough // the next chunk begins with the row that is too large
 		}
-		if r.oversized > 0 {
-			values = r.spread(values)
+		if err != nil {
+			return err
 		}
-		if page {
-			c.scanned++
-			c.next = r.appendColumns(c.next[:0], r.key, values)
+		if !ok {
+			break
 		}
-		if keep {
-			r.row(c, values)
+		taken++
+		if err := r.take(message, c, page); err != nil {
+			return err
 		}
 		// A page without an order cannot be cut: its rows have no place to go on from.
-		if page && len(r.key) > 0 && (len(c.tuples) >= chunkBytes || len(c.keys) >= chunkKeys) {
+		if page && len(r.key) > 0 && (len(c.frames) >= chunkBytes || len(c.keys) >= chunkKeys) {
 			return errEnough
 		}
 	}
-	_, err = reader.Close()
-	if _, ok := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](err); ok && page && c.scanned > 0 && len(r.key) > 0 {
-		return errEnough // the next chunk begins with the row that is too large
+	tag, err := reader.Close()
+	if err == nil && tag.RowsAffected() != taken {
+		return fmt.Errorf("%d rows came, and the server has sent %d", taken, tag.RowsAffected())
 	}
 	return err
 }
 
-// spread puts the values of a row of which only the key was read into the places of its columns.
-func (r *chunkReader) spread(values [][]byte) [][]byte {
-	r.values = slices.Grow(r.values[:0], len(r.relation.Columns))[:len(r.relation.Columns)]
-	clear(r.values)
-	for i, c := range r.key {
-		r.values[c] = values[i]
+// take adds a row to the chunk, unless the condition leaves it out.
+func (r *chunkReader) take(message []byte, c *chunk, page bool) error {
+	if err := r.row.parse(message); err != nil {
+		return err
 	}
-	return r.values
-}
-
-func (r *chunkReader) row(c *chunk, values [][]byte) {
-	row := chunkRow{oversized: r.oversized}
+	keep := true
+	if page && r.keep {
+		keep = string(r.row.text(0)) == "t"
+		r.row.shift()
+	}
+	key := r.key
 	if r.oversized > 0 {
-		c.tuples = r.appendShown(c.tuples, values)
+		key = r.keyOnly // the row has nothing else
+	}
+	if page {
+		c.scanned++
+		c.next = r.row.appendKey(c.next[:0], key)
+	}
+	if !keep {
+		return nil
+	}
+	end := chunkRow{oversized: r.oversized}
+	if r.oversized > 0 {
+		c.frames = r.appendShown(c.frames)
 	} else {
-		c.tuples = appendTextTuple(c.tuples, values)
+		c.frames = cdc.AppendRead(c.frames, r.relation.OID, len(r.row.ends), r.row.values)
 	}
 	if len(r.key) == 0 {
-		c.keys = appendKey(c.keys, values...)
+		c.keys = r.row.appendKey(c.keys, r.everything)
 	} else {
-		c.keys = r.appendColumns(c.keys, r.key, values)
+		c.keys = r.row.appendKey(c.keys, key)
 	}
-	row.tuple, row.key = len(c.tuples), len(c.keys)
-	c.rows = append(c.rows, row)
-}
-
-func (r *chunkReader) appendColumns(dst []byte, columns []int, values [][]byte) []byte {
-	for _, i := range columns {
-		dst = appendKey(dst, values[i])
-	}
-	return dst
+	end.frame, end.key = len(c.frames), len(c.keys)
+	c.rows = append(c.rows, end)
+	return nil
 }
 
 // appendShown writes the key of a row that is too large, for people.
-func (r *chunkReader) appendShown(dst []byte, values [][]byte) []byte {
+func (r *chunkReader) appendShown(dst []byte) []byte {
 	for n, i := range r.key {
 		if n > 0 {
 			dst = append(dst, ", "...)
 		}
-		dst = append(append(append(dst, r.relation.Columns[i].Name...), '='), values[i]...)
+		dst = append(append(append(dst, r.relation.Columns[i].Name...), '='), r.row.text(n)...)
 	}
 	return dst
 }
 
-// appendTextTuple writes text values as pgoutput's TupleData.
-func appendTextTuple(dst []byte, values [][]byte) []byte {
-	dst = binary.BigEndian.AppendUint16(dst, uint16(len(values)))
-	for _, v := range values {
-		if v == nil {
-			dst = append(dst, 'n')
-			continue
+// row is a DataRow: for each column the length of its text as int32, -1 for null, and the text.
+type row struct {
+	values []byte // all columns
+	ends   []int  // of each column, in values
+}
+
+// parse takes the body of the message.
+func (w *row) parse(message []byte) error {
+	if len(message) < 2 {
+		return errShort
+	}
+	count := int(binary.BigEndian.Uint16(message))
+	w.values, w.ends = message[2:], w.ends[:0]
+	at := 0
+	for range count {
+		if at += 4; at > len(w.values) {
+			return errShort
 		}
-		dst = append(dst, 't')
-		dst = binary.BigEndian.AppendUint32(dst, uint32(len(v)))
-		dst = append(dst, v...)
+		if n := int32(binary.BigEndian.Uint32(w.values[at-4:])); n > 0 {
+			at += int(n)
+		}
+		w.ends = append(w.ends, at)
+	}
+	if at != len(w.values) {
+		return errShort
+	}
+	return nil
+}
+
+// text is that of a column, nil for null.
+func (w *row) text(column int) []byte {
+	from := 0
+	if column > 0 {
+		from = w.ends[column-1]
+	}
+	if int32(binary.BigEndian.Uint32(w.values[from:])) < 0 {
+		return nil
+	}
+	return w.values[from+4 : w.ends[column]]
+}
+
+// shift leaves the first column out.
+func (w *row) shift() {
+	first := w.ends[0]
+	w.values, w.ends = w.values[first:], append(w.ends[:0], w.ends[1:]...)
+	for i := range w.ends {
+		w.ends[i] -= first
+	}
+}
+
+func (w *row) appendKey(dst []byte, columns []int) []byte {
+	for _, i := range columns {
+		dst = appendKey(dst, w.text(i))
 	}
 	return dst
 }

@@ -55,7 +55,7 @@ func (e *Export) Rows(ctx context.Context, snapshot string, take func(row []cdc.
 	if _, err := conn.Exec(ctx, begin).ReadAll(); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
-	sql := fmt.Sprintf("select %s from %s", strings.Join(e.reader.names(e.reader.allColumns()), ", "), e.reader.from)
+	sql := fmt.Sprintf("select %s from %s", strings.Join(e.reader.names(e.reader.everything), ", "), e.reader.from)
 	if e.reader.filter != "" {
 		sql += " where " + e.reader.filter
 	}

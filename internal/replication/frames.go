@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 const (
@@ -86,6 +88,36 @@ func (f *frames) next() (kind byte, body []byte, ok bool, err error) {
 	message := f.buf[f.start : f.start+n : f.start+n]
 	f.start += n
 	return message[0], message[frameHeader:], true, nil
+}
+
+// row returns the body of the next message when that is a DataRow, valid until the next call; ok is false when it is another,
+// which stays. What a server says in between without being asked is passed over.
+func (f *frames) row() (body []byte, ok bool, err error) {
+	for {
+		if f.end-f.start >= frameHeader {
+			kind := f.buf[f.start]
+			switch kind {
+			case frameDataRow, frameNotice, frameParameter, frameNotification:
+			default:
+				return nil, false, nil
+			}
+			_, body, whole, err := f.next()
+			switch {
+			case errors.Is(err, errTooLong):
+				length, _ := f.length() // next has looked at it
+				return nil, false, &pgproto3.ExceededMaxBodyLenErr{MaxExpectedBodyLen: f.limit - frameHeader, ActualBodyLen: length - frameHeader}
+			case err != nil:
+				return nil, false, err
+			case whole && kind == frameDataRow:
+				return body, true, nil
+			case whole:
+				continue
+			}
+		}
+		if err := f.fill(); err != nil {
+			return nil, false, err
+		}
+	}
 }
 
 // fill reads once, after it has made room for the whole of a message that has begun.

@@ -11,11 +11,13 @@ import (
 
 // What the server sends (protocol-replication and protocol-logicalrep-message-formats in the manual).
 const (
-	frameCopyData  = 'd'
-	frameCopyDone  = 'c'
-	frameError     = 'E'
-	frameNotice    = 'N'
-	frameParameter = 'S'
+	frameCopyData     = 'd'
+	frameCopyDone     = 'c'
+	frameError        = 'E'
+	frameNotice       = 'N'
+	frameParameter    = 'S'
+	frameDataRow      = 'D'
+	frameNotification = 'A'
 
 	dataXLog      = 'w'
 	dataKeepalive = 'k'

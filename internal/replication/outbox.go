@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"sync"
@@ -14,10 +15,10 @@ const (
 	blockSize = 256 << 10
 	// ringBytes of closed blocks let the reader go on while the log makes one durable.
 	ringBytes = 4 * blockSize
-	// sparesKept bounds the memory that waits for reuse; a buffer that one large row has stretched is not kept.
-	sparesKept  = ringBytes/blockSize + 1
-	spareLimit  = 2 * blockSize
-	footerSlack = 4 << 10
+	// chunkBlockSize is the same for a block of a chunk: nobody waits for its first rows, each block costs a sync to disk, and this
+	// is about the largest that NATS takes as one message by default.
+	chunkBlockSize = 1000 << 10
+	footerSlack    = 4 << 10
 	// gatherWait is the longest that a busy stream's block is left to fill: at 25 MiB/s it has then.
 	gatherWait = 10 * time.Millisecond
 )
@@ -37,7 +38,7 @@ type outbox struct {
 	queued int        // bytes in sealed and in flight, chunks excepted: backfills bound those
 	aside  bool       // what is written now is a chunk
 	flight bool       // the publisher has something
-	spares [][]byte
+	spare  []byte     // memory for a block
 	mark   *chunkMark // the footer's State; nil for none
 
 	stored    cdc.Resume // of the last block in the log
@@ -76,22 +77,31 @@ func decodeMark(state []byte) *chunkMark {
 	return &mark
 }
 
+// limit is the size at which the block that grows is closed.
+func (o *outbox) limit() int {
+	if o.aside {
+		return chunkBlockSize
+	}
+	return blockSize
+}
+
 // reserve closes the block that grows when n more bytes would make it too large. o.mu is held.
 func (o *outbox) reserve(n int) {
-	if o.dirty && o.writer.Len()+n+footerSlack > blockSize {
+	if o.dirty && o.writer.Len()+n+footerSlack > o.limit() {
 		o.seal()
 	}
 }
 
+// seal closes the block that grows. The log keeps what it gets: the block itself when it fills its memory well, else a copy.
 func (o *outbox) seal() {
-	var spare []byte
-	if n := len(o.spares); n > 0 {
-		spare, o.spares = o.spares[n-1], o.spares[:n-1]
-	}
-	if spare == nil {
-		spare = make([]byte, 0, blockSize+footerSlack)
+	limit, spare := o.limit(), o.spare
+	if cap(spare) < limit || cap(spare) > 2*limit {
+		spare = make([]byte, 0, limit)
 	}
 	block := o.writer.Seal(o.state(), spare)
+	if o.spare = nil; len(block) < cap(block)/4*3 {
+		block, o.spare = bytes.Clone(block), block[:0]
+	}
 	o.sealed = append(o.sealed, parcel{block: block, chunk: o.aside})
 	if !o.aside {
 		o.queued += len(block)
@@ -156,7 +166,10 @@ func (o *outbox) take() (next parcel, ok bool) {
 	}
 	o.ripe = false
 	next = o.sealed[0]
-	o.sealed = append(o.sealed[:0], o.sealed[1:]...)
+	last := len(o.sealed) - 1
+	copy(o.sealed, o.sealed[1:])
+	o.sealed[last] = parcel{} // its block is the log's
+	o.sealed = o.sealed[:last]
 	o.flight = true
 	return next, true
 }
@@ -168,31 +181,15 @@ func (o *outbox) did() {
 	o.flight = false
 }
 
-// done says that the block that take gave is stored, and takes its memory back.
+// done says that the block that take gave is stored.
 func (o *outbox) done(p parcel, resume cdc.Resume) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.stored, o.flight = resume, false
-	block := p.block
 	if !p.chunk {
-		o.queued -= len(block)
-	}
-	kept := sparesKept
-	if o.mark != nil { // a backfill runs: the next chunk comes soon
-		kept += chunkBytes / blockSize
-	}
-	if cap(block) <= spareLimit && len(o.spares) < kept {
-		o.spares = append(o.spares, block[:0])
+		o.queued -= len(p.block)
 	}
 	signal(o.room)
-}
-
-// shrink lets go of the memory that only chunks need. o.mu is held.
-func (o *outbox) shrink() {
-	if len(o.spares) > sparesKept {
-		clear(o.spares[sparesKept:])
-		o.spares = o.spares[:sparesKept]
-	}
 }
 
 // full says whether the reader has to wait.

@@ -52,7 +52,7 @@ type Log interface {
 	Tail(ctx context.Context) (footer cdc.Footer, ok bool, err error)
 	// Append stores the block durably: when it returns nil, the block survives a loss of power. While the log is full it
 	// waits. It retries by itself what can be retried. An error with a method Conflict() bool that gives true says that
-	// somebody else has appended since Tail. The block may be reused when Append returns.
+	// somebody else has appended since Tail. The log keeps the block, which nobody writes to any more.
 	Append(ctx context.Context, block []byte) error
 	// Source returns what SetSource stored last, nil for nothing.
 	Source(ctx context.Context) ([]byte, error)
