@@ -46,12 +46,19 @@ start repeats nothing. A second signal ends it at once; what was in flight is th
 	return cmd
 }
 
-// limitMemory lets the collector work harder before the heap is large, unless GOMEMLIMIT says otherwise. It bounds nothing by itself:
-// what is held at a time is bounded where it is held, to some 60 MiB with four sinks whose vendors are down.
+// limitMemory lets the collector work harder before the heap is large, and less while it is small, unless GOMEMLIMIT or GOGC
+// say otherwise. It bounds nothing by itself: what is held at a time is bounded where it is held, to some 60 MiB with four sinks
+// whose vendors are down.
 func (a *app) limitMemory() {
-	const limit = 112 << 20 // with 27 MiB of the binary's own pages below 150 MiB
+	const (
+		limit   = 112 << 20 // with 27 MiB of the binary's own pages below 150 MiB
+		percent = 200       // blocks come and go by the megabyte; twice the default until the limit takes over
+	)
 	if _, set := a.lookupEnv("GOMEMLIMIT"); !set {
 		debug.SetMemoryLimit(limit)
+	}
+	if _, set := a.lookupEnv("GOGC"); !set {
+		debug.SetGCPercent(percent)
 	}
 }
 

@@ -88,7 +88,7 @@ type Block struct {
 type Sink interface {
 	Limits() sinks.Limits
 	// Deliver sends the items in one request and returns one outcome per item, in order; an error (a *sinks.RequestError or
-	// ctx's) means that nothing is known about any of them. Safe for concurrent use. It bounds its own time.
+	// ctx's) means that nothing is known about any of them. Safe for concurrent use. It bounds its own time. Nobody writes to the outcomes.
 	Deliver(ctx context.Context, items []sinks.Item, idempotencyKey string) ([]sinks.Outcome, error)
 }
 

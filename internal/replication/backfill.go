@@ -451,10 +451,7 @@ func (r *chunkRecord) track(t *tracking, e *backfillEntry, stored []string) erro
 		return err
 	}
 	t.begin(e.ID, e.Table.String(), r.Key, e.Sinks)
-	t.merge.chunk = &admittedChunk{snapshot: snap, lsn: r.LSN, keys: make(map[string]struct{}, len(stored))}
-	for _, key := range stored {
-		t.merge.chunk.keys[key] = struct{}{}
-	}
+	t.merge.chunk = &admittedChunk{snapshot: snap, lsn: r.LSN, keys: stored}
 	return nil
 }
 

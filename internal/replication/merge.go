@@ -36,15 +36,25 @@ const maxTrackedKeys = 1 << 17
 type admittedChunk struct {
 	snapshot snapshot
 	lsn      cdc.LSN
-	keys     map[string]struct{}
+	keys     []string
+	index    map[string]struct{} // of keys; made when it is first asked, which most chunks never are
+}
+
+func (c *admittedChunk) has(key []byte) bool {
+	if c.index == nil {
+		c.index = make(map[string]struct{}, len(c.keys))
+		for _, k := range c.keys {
+			c.index[k] = struct{}{}
+		}
+	}
+	_, ok := c.index[string(key)]
+	return ok
 }
 
 // streamed takes note of a change that the stream delivers, and says whether the row that a chunk sent includes it already.
 func (m *merge) streamed(xid uint32, key []byte) (included bool) {
-	if m.chunk != nil && m.chunk.snapshot.sees(xid) {
-		if _, ok := m.chunk.keys[string(key)]; ok {
-			return true
-		}
+	if m.chunk != nil && m.chunk.snapshot.sees(xid) && m.chunk.has(key) {
+		return true
 	}
 	if _, wide := m.wide[xid]; wide {
 		return false
@@ -77,14 +87,14 @@ func (m *merge) widen(xid uint32) {
 // admitted and must be appended to the log before anything else is. It may not be called before passed has reported true for the chunk before.
 func (m *merge) admit(s snapshot, lsn cdc.LSN, keys []string) (again []int) {
 	hidden := m.blind(s)
-	m.chunk = &admittedChunk{snapshot: s, lsn: lsn, keys: make(map[string]struct{}, len(keys))}
+	m.chunk = &admittedChunk{snapshot: s, lsn: lsn, keys: make([]string, 0, len(keys))}
 	for i, key := range keys {
 		xid, changed := m.changed[xxhash.Sum64String(key)]
 		if hidden || changed && !s.sees(xid) {
 			again = append(again, i)
 			continue
 		}
-		m.chunk.keys[key] = struct{}{}
+		m.chunk.keys = append(m.chunk.keys, key)
 	}
 	// What ended before the oldest transaction that S does not see is seen by every later snapshot.
 	maps.DeleteFunc(m.changed, func(_ uint64, xid uint32) bool { return s.seenByLater(xid) })

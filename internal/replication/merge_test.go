@@ -326,9 +326,9 @@ func (m *model) resume(r *modelRecord, rows int, complete bool) {
 			}
 		}
 	}
-	m.merge.chunk = &admittedChunk{snapshot: r.chunk.snapshot, lsn: r.chunk.lsn, keys: map[string]struct{}{}}
+	m.merge.chunk = &admittedChunk{snapshot: r.chunk.snapshot, lsn: r.chunk.lsn}
 	for _, key := range r.keys[:rows] {
-		m.merge.chunk.keys[string(modelKey(key))] = struct{}{}
+		m.merge.chunk.keys = append(m.merge.chunk.keys, string(modelKey(key)))
 	}
 }
 

@@ -3,6 +3,7 @@ package sinks
 import (
 	"errors"
 	"io"
+	"slices"
 	"sync"
 )
 
@@ -16,8 +17,14 @@ type body struct {
 	released bool
 }
 
+// partLists are of bodies that were released.
+var partLists = sync.Pool{New: func() any { return new([][]byte) }}
+
 // newBody makes room for parts.
-func newBody(parts int) *body { return &body{parts: make([][]byte, 0, parts)} }
+func newBody(parts int) *body {
+	list, _ := partLists.Get().(*[][]byte)
+	return &body{parts: slices.Grow((*list)[:0], parts)}
+}
 
 func (b *body) add(part []byte) {
 	b.parts = append(b.parts, part)
@@ -27,8 +34,14 @@ func (b *body) add(part []byte) {
 // release ends all reading: when it has returned, the parts may be written again.
 func (b *body) release() {
 	b.mu.Lock()
-	b.released = true
-	b.mu.Unlock()
+	defer b.mu.Unlock()
+	if b.released {
+		return
+	}
+	parts := b.parts
+	b.released, b.parts = true, nil
+	clear(parts)
+	partLists.Put(&parts)
 }
 
 // open starts reading at the beginning. Several readers may be open at a time.

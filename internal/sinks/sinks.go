@@ -36,7 +36,7 @@ type Sink interface {
 	Limits() Limits
 	// Deliver sends the items in one request and returns one outcome per item, in order. An error is a *RequestError or ctx's,
 	// and means that nothing is known about any of them. Requests that carry the same items have the same idempotencyKey.
-	// The bodies are not read any more when it has returned.
+	// The bodies are not read any more when it has returned; the outcomes are not written to.
 	Deliver(ctx context.Context, items []Item, idempotencyKey string) ([]Outcome, error)
 	// Close ends the idle connections.
 	Close()

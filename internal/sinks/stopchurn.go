@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/shape"
@@ -75,11 +76,22 @@ func (s *StopChurn) Deliver(ctx context.Context, items []Item, idempotencyKey st
 	if content := bytes.TrimSpace(got.body); len(content) > 0 && !json.Valid(content) {
 		return nil, s.garbled(got, "is not JSON")
 	}
-	outcomes := make([]Outcome, len(items))
+	return delivered(len(items)), nil
+}
+
+var allDelivered atomic.Pointer[[]Outcome]
+
+// delivered says of n items that they are. The outcomes are shared: nobody writes to them.
+func delivered(n int) []Outcome {
+	if all := allDelivered.Load(); all != nil && len(*all) >= n {
+		return (*all)[:n:n]
+	}
+	outcomes := make([]Outcome, n)
 	for i := range outcomes {
 		outcomes[i].Status = Delivered
 	}
-	return outcomes, nil
+	allDelivered.Store(&outcomes) // of two at a time either is right
+	return outcomes
 }
 
 func stopChurnShape() shape.Item {

@@ -125,7 +125,13 @@ func (b *bench) fill(ctx context.Context, url string, round int, vendor *receive
 	if m.usage, err = d.usage(); err != nil {
 		return m, nil, err
 	}
-	live, err = vendor.latencies(ctx, commits, d)
+	if live, err = vendor.latencies(ctx, commits, d); err != nil {
+		return m, nil, err
+	}
+	seen, err := vendor.stats(ctx, "")
+	if want := b.rows + len(commits); err == nil && seen.Items < want { // a live row may come twice: as itself, and as one that is read
+		err = fmt.Errorf("%s rows arrived, and there are %s", thousands(seen.Items), thousands(want))
+	}
 	return m, live, err
 }
 
