@@ -166,6 +166,7 @@ func testMerge(t *testing.T, l *live, seed uint64) {
 	const chunkRows, writers = 150, 12
 	b := l.backfills(&memStore{})
 	b.fixed = chunkRows
+	l.cfg.URL = lagging(t, l.url, rand.New(rand.NewPCG(seed, writers)), 30*time.Millisecond) // rows are read where the stream is not yet
 	l.during(func(*Stream) {
 		writing, stop := context.WithCancel(l.ctx)
 		p := pool.New().WithErrors()

@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -38,7 +37,7 @@ type chunkReader struct {
 	from       string   // the table as a query names it
 	filter     string   // the condition together with the publication's; empty for all rows
 	keep       bool     // the first column of the page says whether the condition holds
-	row        row
+	row        dataRow
 	queries    chunkQueries
 	careful    bool // read one row at a time, since one is too large
 	oversized  int64
@@ -510,17 +509,21 @@ func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
 
 // take adds a row to the chunk, unless the condition leaves it out.
 func (r *chunkReader) take(message []byte, c *chunk, page bool) error {
-	if err := r.row.parse(message); err != nil {
+	key, columns := r.key, len(r.everything)
+	if r.oversized > 0 {
+		key, columns = r.keyOnly, len(r.keyOnly) // the row has nothing else
+	}
+	filtered := page && r.keep
+	if filtered {
+		columns++
+	}
+	if err := r.row.parse(message, columns); err != nil {
 		return err
 	}
 	keep := true
-	if page && r.keep {
+	if filtered {
 		keep = string(r.row.text(0)) == "t"
 		r.row.shift()
-	}
-	key := r.key
-	if r.oversized > 0 {
-		key = r.keyOnly // the row has nothing else
 	}
 	if page {
 		c.scanned++
@@ -529,19 +532,16 @@ func (r *chunkReader) take(message []byte, c *chunk, page bool) error {
 	if !keep {
 		return nil
 	}
-	end := chunkRow{oversized: r.oversized}
 	if r.oversized > 0 {
 		c.frames = r.appendShown(c.frames)
 	} else {
 		c.frames = cdc.AppendRead(c.frames, r.relation.OID, len(r.row.ends), r.row.values)
 	}
-	if len(r.key) == 0 {
-		c.keys = r.row.appendKey(c.keys, r.everything)
-	} else {
-		c.keys = r.row.appendKey(c.keys, key)
+	if len(key) == 0 {
+		key = r.everything
 	}
-	end.frame, end.key = len(c.frames), len(c.keys)
-	c.rows = append(c.rows, end)
+	c.keys = r.row.appendKey(c.keys, key)
+	c.rows = append(c.rows, chunkRow{frame: len(c.frames), key: len(c.keys), oversized: r.oversized})
 	return nil
 }
 
@@ -552,63 +552,6 @@ func (r *chunkReader) appendShown(dst []byte) []byte {
 			dst = append(dst, ", "...)
 		}
 		dst = append(append(append(dst, r.relation.Columns[i].Name...), '='), r.row.text(n)...)
-	}
-	return dst
-}
-
-// row is a DataRow: for each column the length of its text as int32, -1 for null, and the text.
-type row struct {
-	values []byte // all columns
-	ends   []int  // of each column, in values
-}
-
-// parse takes the body of the message.
-func (w *row) parse(message []byte) error {
-	if len(message) < 2 {
-		return errShort
-	}
-	count := int(binary.BigEndian.Uint16(message))
-	w.values, w.ends = message[2:], w.ends[:0]
-	at := 0
-	for range count {
-		if at += 4; at > len(w.values) {
-			return errShort
-		}
-		if n := int32(binary.BigEndian.Uint32(w.values[at-4:])); n > 0 {
-			at += int(n)
-		}
-		w.ends = append(w.ends, at)
-	}
-	if at != len(w.values) {
-		return errShort
-	}
-	return nil
-}
-
-// text is that of a column, nil for null.
-func (w *row) text(column int) []byte {
-	from := 0
-	if column > 0 {
-		from = w.ends[column-1]
-	}
-	if int32(binary.BigEndian.Uint32(w.values[from:])) < 0 {
-		return nil
-	}
-	return w.values[from+4 : w.ends[column]]
-}
-
-// shift leaves the first column out.
-func (w *row) shift() {
-	first := w.ends[0]
-	w.values, w.ends = w.values[first:], append(w.ends[:0], w.ends[1:]...)
-	for i := range w.ends {
-		w.ends[i] -= first
-	}
-}
-
-func (w *row) appendKey(dst []byte, columns []int) []byte {
-	for _, i := range columns {
-		dst = appendKey(dst, w.text(i))
 	}
 	return dst
 }

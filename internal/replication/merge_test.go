@@ -39,6 +39,7 @@ type model struct {
 	began     uint32 // xmax when tracking began
 	ready     bool   // every transaction before began has ended
 	pending   *modelChunk
+	ahead     *modelChunk // read while pending waits
 
 	log []entry
 }
@@ -55,8 +56,8 @@ type modelChunk struct {
 	lsn      cdc.LSN
 	keys     []int
 	versions []int
-	again    int // how many of keys were read again
-	reread   []int
+	again    int   // how many of keys were read again
+	reread   []int // which keys that was tried with
 	next     int
 	end      bool
 }
@@ -74,8 +75,9 @@ type entry struct {
 type modelRecord struct {
 	chunk  *modelChunk
 	keys   []int // admitted
-	hidden []int
 	before int
+	reread []int // before
+	after  []int // to be read again, when the chunk is stored whole
 }
 
 type clause int
@@ -115,7 +117,7 @@ func (m *model) take() snapshot {
 
 func (m *model) track() {
 	m.merge = merge{}
-	m.began, m.ready, m.pending = m.take().xmax, false, nil
+	m.began, m.ready, m.pending, m.ahead = m.take().xmax, false, nil, nil
 }
 
 func (m *model) step() {
@@ -222,22 +224,27 @@ func (m *model) backfill() {
 	case m.done && len(m.reread) == 0:
 	case !m.ready:
 		m.ready = int32(m.take().xmin-m.began) >= 0 || m.drop == dropWaitForOpen
-	case m.pending != nil:
+	case m.pending == nil:
+		m.pending, m.ahead = m.ahead, nil
+		if m.pending == nil {
+			m.pending = m.read(m.cursor, m.reread)
+		}
+	case m.ahead == nil && !m.pending.end && m.choose("read ahead", 2) == 0: // what pending leaves to be read again is not known
+		m.ahead = m.read(m.pending.next, m.reread[len(m.pending.reread):])
+	case m.merge.chunk == nil || m.drop == dropWaitForLSN:
 		m.append(m.pending)
 		m.pending = nil
-	case m.merge.chunk == nil || m.drop == dropWaitForLSN:
-		m.pending = m.read()
 	}
 }
 
-func (m *model) read() *modelChunk {
-	c := &modelChunk{snapshot: m.take(), lsn: m.wal, reread: m.reread, next: m.cursor, end: true}
+func (m *model) read(from int, reread []int) *modelChunk {
+	c := &modelChunk{snapshot: m.take(), lsn: m.wal, reread: reread, next: from, end: true}
 	add := func(key int) {
 		if v := m.rows[key]; v > 0 {
 			c.keys, c.versions = append(c.keys, key), append(c.versions, v)
 		}
 	}
-	for _, key := range m.reread {
+	for _, key := range reread {
 		add(key)
 	}
 	c.again = len(c.keys)
@@ -261,9 +268,9 @@ func (m *model) append(c *modelChunk) {
 	if m.drop == dropHiddenRows {
 		hidden = nil
 	}
-	record := &modelRecord{chunk: c, before: m.cursor}
+	record := &modelRecord{chunk: c, before: m.cursor, reread: m.reread, after: slices.Clone(m.reread[len(c.reread):])}
 	for _, i := range hidden {
-		record.hidden = append(record.hidden, c.keys[i])
+		record.after = append(record.after, c.keys[i])
 	}
 	rows := []entry{{transaction: -1, record: record}}
 	for i, key := range c.keys {
@@ -273,7 +280,7 @@ func (m *model) append(c *modelChunk) {
 		}
 	}
 	m.log = append(append(m.log, rows...), entry{transaction: -1, last: true})
-	m.cursor, m.done, m.reread = c.next, c.end, record.hidden
+	m.cursor, m.done, m.reread = c.next, c.end, record.after
 }
 
 // crash cuts the log, forgets what is in memory, and goes on from what the log tells, as the capture does.
@@ -311,11 +318,11 @@ func (m *model) crash() {
 
 func (m *model) resume(r *modelRecord, rows int, complete bool) {
 	if complete {
-		m.cursor, m.done, m.reread = r.chunk.next, r.chunk.end, r.hidden
+		m.cursor, m.done, m.reread = r.chunk.next, r.chunk.end, r.after
 	} else {
 		m.cursor = r.before
 		stored := r.keys[:rows]
-		for _, key := range slices.Concat(r.chunk.reread, r.hidden) {
+		for _, key := range slices.Concat(r.reread, r.after) {
 			if !slices.Contains(stored, key) && !slices.Contains(m.reread, key) {
 				m.reread = append(m.reread, key)
 			}
