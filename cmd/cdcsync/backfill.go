@@ -211,30 +211,41 @@ func (p *pipeline) initial(ctx context.Context) {
 }
 
 // deliveries tells backfills how far the sinks are.
-type deliveries struct{ buffer *buffer.Buffer }
+type deliveries struct {
+	buffer *buffer.Buffer
+	sinks  []config.Sink
+}
 
 func (d deliveries) Stored() uint64 { return d.buffer.Stats().Last }
 
-func (d deliveries) Settled(ctx context.Context, sinks []string, place uint64) error {
+func (d deliveries) Settled(ctx context.Context, sinks []string, place uint64) (last string, err error) {
 	const interval = time.Millisecond // a look at memory
 	var tick *time.Ticker
 	for {
-		behind := slices.ContainsFunc(d.buffer.Stats().Cursors, func(c buffer.CursorStats) bool {
-			return c.Seq < place && slices.Contains(sinks, c.Sink)
-		})
-		if !behind {
-			return nil
+		cursors := d.buffer.Stats().Cursors
+		behind := slices.IndexFunc(cursors, func(c buffer.CursorStats) bool { return c.Seq < place && slices.Contains(sinks, c.Sink) })
+		if behind < 0 {
+			return last, nil
 		}
+		last = cursors[behind].Sink
 		if tick == nil {
 			tick = time.NewTicker(interval)
 			defer tick.Stop()
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return last, ctx.Err()
 		case <-tick.C:
 		}
 	}
+}
+
+func (d deliveries) Round(sink string) int {
+	i := slices.IndexFunc(d.sinks, func(s config.Sink) bool { return s.Name == sink })
+	if i < 0 {
+		return 0
+	}
+	return d.sinks[i].Concurrency * d.sinks[i].Batch.Items
 }
 
 // sentTables are the mapped tables whose rows a backfill can send, with their sinks.

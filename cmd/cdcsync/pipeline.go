@@ -59,7 +59,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 		return nil, fmt.Errorf("buffer: %w", err)
 	}
 	source := sourceConfig(cfg, templates)
-	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication}, p.buffer, deliveries{p.buffer}, logger)
+	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
 	if err != nil {
 		return nil, err
 	}

@@ -127,7 +127,7 @@ func (r *recovery) run(ctx context.Context, tables []replication.BackfillSpec) (
 	if err := r.deleteVanished(ctx); err != nil {
 		return err
 	}
-	backfills, err := replication.NewBackfills(ctx, replication.BackfillConfig{URL: r.source.URL, Publication: r.source.Publication}, r.buffer, deliveries{r.buffer}, r.logger)
+	backfills, err := replication.NewBackfills(ctx, replication.BackfillConfig{URL: r.source.URL, Publication: r.source.Publication}, r.buffer, deliveries{r.buffer, r.cfg.Sinks}, r.logger)
 	if err != nil {
 		return err
 	}

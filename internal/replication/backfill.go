@@ -37,8 +37,11 @@ type Store interface {
 type Deliveries interface {
 	// Stored is the place of the newest stored block. It does not block.
 	Stored() uint64
-	// Settled waits until the sinks have settled every block up to a place; a sink that is not configured any more counts as settled.
-	Settled(ctx context.Context, sinks []string, place uint64) error
+	// Settled waits until the sinks have settled every block up to a place, and tells the one that was the last; empty when all
+	// had. A sink that is not configured any more counts as settled.
+	Settled(ctx context.Context, sinks []string, place uint64) (last string, err error)
+	// Round is how many items a sink sends at a time, in all its lanes together; 0 for a sink that is not configured.
+	Round(sink string) int
 }
 
 // BackfillState is what a backfill does.

@@ -79,7 +79,9 @@ func (p prompt) Stored() uint64 {
 	return uint64(len(p.blocks))
 }
 
-func (p prompt) Settled(context.Context, []string, uint64) error { return nil }
+func (p prompt) Settled(context.Context, []string, uint64) (string, error) { return "", nil }
+
+func (p prompt) Round(string) int { return 0 }
 
 func (l *live) backfills(store Store) *Backfills {
 	l.t.Helper()

@@ -21,22 +21,24 @@ type carrier struct {
 	b      *Backfills
 	e      *backfillEntry
 	reader *chunkReader // used by one goroutine at a time: by that of ahead while it reads
-	size   int          // of the next chunk, in rows
-	chunk  *chunk       // what is appended
-	sized  int          // the size that chunk was read with
-	ahead  *reading     // what comes after it; nil for nothing
-	spare  *chunk       // memory for the next reading
+	sizer  sizer
+	chunk  *chunk   // what is appended
+	size   int      // that chunk was read with
+	ahead  *reading // what comes after it; nil for nothing
+	spare  *chunk   // memory for the next reading
 
-	limiter *limits.Limiter
-	// outstanding has, for each chunk whose delivery is not known to have ended, where its place in the log will be told.
-	outstanding []chan uint64
-	delivered   time.Time // when the last of those that have ended was seen to
+	limiter     *limits.Limiter
+	outstanding []outstanding // chunks whose delivery is not known to have ended
+	delivered   time.Time     // when the last of those that have ended was seen to
+}
+
+type outstanding struct {
+	stored   chan uint64 // size 1: the chunk's place in the log, once it is there
+	size     int
+	appended time.Time
 }
 
 const (
-	firstChunk = 500 // rows or, of a table without a key, an eighth of it in blocks
-	// chunkTime is how long reading or delivering a chunk may take: live changes wait behind a chunk, or two.
-	chunkTime = 60 * time.Millisecond
 	// chunksAhead is how many chunks may wait for delivery: one is delivered while the next is read.
 	chunksAhead = 2
 	// staleChunk is how old a chunk may be when it is appended; every change meanwhile costs memory, and a row to be read again.
@@ -63,7 +65,7 @@ func (s *session) carryBackfills(ctx context.Context) error {
 // carry returns nil when the backfill has ended or was paused, and everything says so.
 func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry) error {
 	defer b.left(e)
-	c := &carrier{s: s, b: b, e: e, reader: b.reader(&e.BackfillSpec), size: firstChunk, chunk: new(chunk), spare: new(chunk)}
+	c := &carrier{s: s, b: b, e: e, reader: b.reader(&e.BackfillSpec), sizer: sizer{readable: firstChunk}, chunk: new(chunk), spare: new(chunk)}
 	defer c.reader.close(ctx)
 	if e.Rate > 0 {
 		c.limiter = limits.NewLimiter(limits.Limit(e.Rate), max(1, int(e.Rate)))
@@ -216,8 +218,8 @@ type reading struct {
 
 // begin starts to read what follows a place.
 func (c *carrier) begin(ctx context.Context, from place) {
-	units := c.units()
-	r := &reading{chunk: c.spare, size: c.size, from: from}
+	rows, units := c.nextSize()
+	r := &reading{chunk: c.spare, size: rows, from: from}
 	c.ahead, c.spare = r, nil
 	r.running.Go(func() {
 		r.err = c.reader.read(ctx, &r.from, units, r.chunk)
@@ -240,7 +242,7 @@ func (c *carrier) read(ctx context.Context) error {
 		c.spare = r.chunk
 		return r.err
 	}
-	c.chunk, c.spare, c.sized = r.chunk, c.chunk, r.size
+	c.chunk, c.spare, c.size = r.chunk, c.chunk, r.size
 	c.s.ping()
 	return nil
 }
@@ -271,50 +273,56 @@ func (c *carrier) forget() {
 	}
 }
 
-// units is how much of the table the next chunk takes.
-func (c *carrier) units() int {
+// nextSize is how many rows the next chunk has, and how much of the table that is.
+func (c *carrier) nextSize() (rows, units int) {
+	rows = c.sizer.next()
 	if c.b.fixed > 0 {
-		c.size = c.b.fixed
+		rows = c.b.fixed
 	}
 	if c.limiter != nil {
-		c.size = min(c.size, c.limiter.Burst())
+		rows = min(rows, c.limiter.Burst())
 	}
 	if len(c.reader.key) == 0 {
 		const rowsPerBlock = 64
-		return max(1, c.size/rowsPerBlock)
+		return rows, max(1, rows/rowsPerBlock)
 	}
-	return c.size
+	return rows, rows
 }
 
 // room waits until at most so many chunks wait for delivery.
 func (c *carrier) room(ctx context.Context, ahead int) error {
 	for len(c.outstanding) > ahead {
+		first := c.outstanding[0]
 		var at uint64
 		select {
-		case at = <-c.outstanding[0]:
+		case at = <-first.stored:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if err := c.b.deliveries.Settled(ctx, c.e.Sinks, at); err != nil {
-			c.outstanding[0] <- at // size 1
+		last, err := c.b.deliveries.Settled(ctx, c.e.Sinks, at)
+		if err != nil {
+			first.stored <- at // size 1
 			return err
 		}
-		c.outstanding = c.outstanding[1:]
-		c.delivered = time.Now()
+		began, now := first.appended, time.Now()
+		if c.delivered.After(began) {
+			began = c.delivered
+		}
+		c.sizer.delivered(first.size, now.Sub(began), c.b.deliveries.Round(last))
+		c.outstanding, c.delivered = c.outstanding[1:], now
 	}
 	return nil
 }
 
 // append hands the chunk to the log, between two transactions of the stream.
 func (c *carrier) append(ctx context.Context) error {
-	before := c.delivered
 	a := &appending{carrier: c, done: make(chan error, 1)}
 	if err := c.s.between(ctx, a); err != nil {
 		return err
 	}
 	c.b.counted(c.e)
 	c.s.metrics.backfilled(a.appended, a.hidden)
-	c.adapt(before)
+	c.sizer.read(c.size, c.chunk.took, c.chunk.fill())
 	if c.limiter == nil || a.appended == 0 {
 		return nil
 	}
@@ -324,19 +332,6 @@ func (c *carrier) append(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// adapt sizes the next chunk by how long this one took.
-func (c *carrier) adapt(delivered time.Time) {
-	took := c.chunk.took
-	if !delivered.IsZero() && c.delivered.After(delivered) {
-		took = max(took, c.delivered.Sub(delivered))
-	}
-	factor := float64(chunkTime) / float64(max(took, time.Millisecond))
-	if n := len(c.chunk.frames); n > 0 {
-		factor = min(factor, 0.9*chunkBytes/float64(n), 0.9*chunkKeys/float64(max(len(c.chunk.keys), 1)))
-	}
-	c.size = max(1, int(float64(c.sized)*min(2, max(0.25, factor))))
 }
 
 // counted makes the progress visible.
@@ -485,7 +480,7 @@ func (a *appending) run() error {
 		stored <- a.b.deliveries.Stored()
 		return nil
 	})
-	a.outstanding = append(a.outstanding, stored)
+	a.outstanding = append(a.outstanding, outstanding{stored: stored, size: a.size, appended: time.Now()})
 	e.place = record.Next
 	t.merge.passed(s.out.writer.Resume().End)
 	s.out.offer()

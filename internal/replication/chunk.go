@@ -49,6 +49,11 @@ func (c *chunk) reset() {
 	*c = chunk{rows: c.rows[:0], frames: c.frames[:0], keys: c.keys[:0], next: c.next[:0]}
 }
 
+// fill is the share that the chunk has of what one may hold.
+func (c *chunk) fill() float64 {
+	return max(float64(len(c.frames))/chunkBytes, float64(len(c.keys))/chunkKeys)
+}
+
 // from is where the frame of a row begins.
 func (c *chunk) from(i int) int {
 	if i == 0 {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -140,11 +141,12 @@ func TestBackfillKill(t *testing.T) {
 	d := newDaemon(t, s.url, "log: {level: debug}\n"+v.crm(""))
 	d.start()
 	d.ready()
+	v.fault(t, sandbox.Fault{Kind: sandbox.Delay, Delay: sandbox.Duration(20 * time.Millisecond)}) // some 50,000 rows a second: the kills find it at work
 	r := rand.New(rand.NewPCG(*seed, 1))
 	during(t, w, func() {
-		id := d.backfill(map[string]any{"table": "public.accounts", "rate": 50_000})
+		id := d.backfill(map[string]any{"table": "public.accounts"})
 		for range *backfillKills {
-			// Further than the largest chunk, so that no chunk is cut twice.
+			// Further than all that is read and not stored at a time, so that no two kills meet the same chunk.
 			var begun int64 = -1
 			goal := 25_000 + r.Int64N(10_000)
 			d.wait("the backfill to go on", func() (bool, string) {
@@ -180,6 +182,29 @@ func TestBackfillKill(t *testing.T) {
 		again += n - 1
 	}
 	t.Logf("%d of %d rows were read twice", again, rows)
+}
+
+// Rows are read at the pace of the vendor, in chunks so small that a change waits behind few of them.
+func TestBackfillLetsChangesPass(t *testing.T) {
+	const lanes, most = 8, 300
+	s, v := newSource(t), newVendor(t, sandbox.Config{})
+	s.exec(t, `insert into accounts (id, name) select i, 'old ' || i from generate_series(1, 20000) i`)
+	v.fault(t, sandbox.Fault{Kind: sandbox.Delay, Delay: sandbox.Duration(20 * time.Millisecond)})
+	d := newDaemon(t, s.url, v.crm(fmt.Sprintf(", batch: {items: 1}, concurrency: %d", lanes)))
+	d.start()
+	d.ready()
+	id := d.backfill(map[string]any{"table": "public.accounts"})
+	arrived := func() uint64 { return v.Accepted("stopchurn") }
+	d.wait("the pace to be known", func() (bool, string) { return arrived() > 1500, fmt.Sprint(arrived()) })
+	before := arrived()
+	s.exec(t, `insert into accounts (id, name) values (0, 'new')`)
+	d.wait("the change", func() (bool, string) {
+		return slices.ContainsFunc(v.Rows("accounts"), func(r sandbox.Row) bool { return r.ID == "0" }), fmt.Sprint(arrived())
+	})
+	if n := arrived() - before; n > most {
+		t.Errorf("%d rows were sent before the change, want at most %d", n, most)
+	}
+	d.act(id, "cancel", http.StatusNoContent)
 }
 
 // A mapping that asks for existing rows gets them once, also when it is added later, and only its sink does.
