@@ -125,7 +125,7 @@ func (b backfills) shown() []admin.Backfill {
 func shownBackfill(f *replication.Backfill) admin.Backfill {
 	shown := admin.Backfill{
 		ID: f.ID, State: string(f.State), StartBackfill: admin.StartBackfill{Table: f.Table.String(), Where: f.Where, Rate: f.Rate}, Reason: f.Reason,
-		StartedAt: f.Started, FinishedAt: f.Finished, Rows: f.Rows, EstimatedRows: f.Estimate, RowsPerSecond: f.RowsPerSecond,
+		Sinks: f.Sinks, StartedAt: f.Started, FinishedAt: f.Finished, Rows: f.Rows, EstimatedRows: f.Estimate, RowsPerSecond: f.RowsPerSecond,
 	}
 	if len(f.Sinks) == 1 {
 		shown.Sink = f.Sinks[0]

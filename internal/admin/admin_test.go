@@ -506,7 +506,7 @@ func TestText(t *testing.T) {
 	status.Sinks[1].State, status.Sinks[1].Reason = admin.SinkBlocked, "401 after a renewed token"
 	status.Reasons = status.Unready()
 	status.Backfills = []admin.Backfill{{
-		ID: "b1", State: "running", StartBackfill: admin.StartBackfill{Table: "public.users"},
+		ID: "b1", State: "running", StartBackfill: admin.StartBackfill{Table: "public.users"}, Sinks: []string{"crm", "fans"},
 		Rows: 120000, EstimatedRows: 1000000, RowsPerSecond: 5000.4, SecondsLeft: 176,
 	}}
 	var out strings.Builder
@@ -526,8 +526,8 @@ crm   stopchurn      running  256 B, 250ms    2          1,234,567  3         0
 fans  fanbase_queue  blocked  5.0 MiB, 1m15s  0          0          0         3
   fans is blocked for 1m30s: 401 after a renewed token, again in 30s
 
-BACKFILL  TABLE         SINK  STATE    ROWS     OF ABOUT   ROWS/S  LEFT   REASON
-b1        public.users  all   running  120,000  1,000,000  5,000   2m56s  
+BACKFILL  TABLE         SINKS      STATE    ROWS     OF ABOUT   ROWS/S  LEFT   REASON
+b1        public.users  crm, fans  running  120,000  1,000,000  5,000   2m56s  
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

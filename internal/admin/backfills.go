@@ -30,6 +30,7 @@ type Backfill struct {
 	ID    string `json:"id"`
 	State string `json:"state"` // waiting, running, paused, done, cancelled, failed
 	StartBackfill
+	Sinks         []string  `json:"sinks,omitempty"` // that get the rows, by name
 	Reason        string    `json:"reason,omitempty"`
 	StartedAt     time.Time `json:"started_at,omitzero"`
 	FinishedAt    time.Time `json:"finished_at,omitzero"`

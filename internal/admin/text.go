@@ -82,20 +82,17 @@ func (s *Status) backfillTable(b *strings.Builder) {
 // WriteBackfills prints backfills as a table.
 func WriteBackfills(w io.Writer, backfills []Backfill) error {
 	table := newTable(w)
-	fmt.Fprintln(table, "BACKFILL\tTABLE\tSINK\tSTATE\tROWS\tOF ABOUT\tROWS/S\tLEFT\tREASON")
+	fmt.Fprintln(table, "BACKFILL\tTABLE\tSINKS\tSTATE\tROWS\tOF ABOUT\tROWS/S\tLEFT\tREASON")
 	for i := range backfills {
 		f := &backfills[i]
-		sink, total, left := f.Sink, "?", ""
-		if sink == "" {
-			sink = "all"
-		}
+		total, left := "?", ""
 		if f.EstimatedRows > 0 {
 			total = count(uint64(f.EstimatedRows))
 		}
 		if f.SecondsLeft > 0 {
 			left = span(f.SecondsLeft)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.ID, f.Table, sink, f.State, count(uint64(max(f.Rows, 0))), total,
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.ID, f.Table, strings.Join(f.Sinks, ", "), f.State, count(uint64(max(f.Rows, 0))), total,
 			count(uint64(max(f.RowsPerSecond, 0))), left, f.Reason)
 	}
 	return table.Flush()

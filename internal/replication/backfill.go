@@ -78,7 +78,8 @@ type Backfill struct {
 	BackfillSpec
 	Reason        string    `json:"reason,omitempty"` // why it failed, or what it waits for
 	Rows          int64     `json:"rows"`             // appended to the log
-	Estimate      int64     `json:"estimate"`         // of all rows
+	Estimate      int64     `json:"estimate"`         // of all rows; better the further it has come
+	Total         int64     `json:"total,omitempty"`  // about how much is read to find them, in rows or, of a table without a key, blocks
 	Created       time.Time `json:"created"`
 	Started       time.Time `json:"started,omitzero"`
 	Finished      time.Time `json:"finished,omitzero"`
@@ -202,7 +203,7 @@ func (b *Backfills) List() []Backfill {
 func (b *Backfills) Start(ctx context.Context, spec BackfillSpec) (Backfill, error) {
 	reader := b.reader(&spec)
 	defer reader.close(ctx)
-	estimate, err := reader.check(ctx)
+	size, err := reader.check(ctx)
 	if err != nil {
 		return Backfill{}, err
 	}
@@ -212,7 +213,7 @@ func (b *Backfills) Start(ctx context.Context, spec BackfillSpec) (Backfill, err
 		id = number(b.entries[n-1].ID) + 1
 	}
 	e := &backfillEntry{Backfill: Backfill{
-		ID: strconv.Itoa(id), State: BackfillWaiting, BackfillSpec: spec, Estimate: estimate, Created: time.Now().UTC(),
+		ID: strconv.Itoa(id), State: BackfillWaiting, BackfillSpec: spec, Estimate: size.rows, Total: size.total, Created: time.Now().UTC(),
 	}}
 	b.entries = append(b.entries, e)
 	started := e.Backfill
@@ -390,9 +391,7 @@ func (b *Backfills) recall(ctx context.Context, state []byte) (tracking, error) 
 			}
 			e.unfolded = true
 		}
-		b.mu.Lock()
-		e.Rows = e.place.Rows
-		b.mu.Unlock()
+		b.counted(e)
 	}
 	return t, nil
 }
@@ -456,6 +455,20 @@ func (r *chunkRecord) track(t *tracking, e *backfillEntry, stored []string) erro
 	t.begin(e.ID, e.Table.String(), r.Key, e.Sinks)
 	t.merge.chunk = &admittedChunk{snapshot: snap, lsn: r.LSN, keys: stored}
 	return nil
+}
+
+// counted makes the progress visible.
+func (b *Backfills) counted(e *backfillEntry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e.Rows = e.place.Rows
+	switch {
+	case e.place.done():
+		e.Estimate = e.Rows
+	case e.Where != "" && e.place.Scanned > 0: // the planner knows little of most conditions
+		e.Estimate = int64(float64(e.Rows) * float64(e.Total) / float64(e.place.Scanned))
+	}
+	e.Estimate = max(e.Estimate, e.Rows)
 }
 
 // next waits for a backfill to carry, and returns it with a context that ends when it is paused or cancelled, or with ctx.

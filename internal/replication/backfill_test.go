@@ -434,7 +434,7 @@ func TestLiveBackfillTables(t *testing.T) {
 			}
 			l.during(func(*Stream) {
 				f := l.filled(b, l.start(b, BackfillSpec{Table: l.cfg.Tables[0], Sinks: []string{"crm"}, Where: test.where}))
-				if f.State != BackfillDone {
+				if f.State != BackfillDone || f.Estimate != f.Rows {
 					t.Errorf("backfill %+v", f)
 				}
 			})
@@ -462,5 +462,25 @@ func TestLiveBackfillTables(t *testing.T) {
 				t.Errorf("%d rows were too large, want 3", large)
 			}
 		})
+	}
+}
+
+// The planner guesses a third of the rows for a condition that one in ten meets; what was read knows better.
+func TestBackfillEstimate(t *testing.T) {
+	b := &Backfills{}
+	e := &backfillEntry{Backfill: Backfill{BackfillSpec: BackfillSpec{Where: "x"}, Estimate: 333, Total: 1000}}
+	for _, test := range []struct {
+		place place
+		want  int64
+	}{
+		{place{}, 333},
+		{place{Rows: 40, Scanned: 400}, 100},
+		{place{Rows: 130, Scanned: 1200}, 130},
+		{place{Rows: 131, Scanned: 1300, End: true}, 131},
+	} {
+		e.place = test.place
+		if b.counted(e); e.Estimate != test.want || e.Rows != test.place.Rows {
+			t.Errorf("at %+v: %d of %d, want %d", test.place, e.Rows, e.Estimate, test.want)
+		}
 	}
 }

@@ -68,7 +68,8 @@ func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry
 	c := &carrier{s: s, b: b, e: e, reader: b.reader(&e.BackfillSpec), sizer: sizer{readable: firstChunk}, chunk: new(chunk), spare: new(chunk)}
 	defer c.reader.close(ctx)
 	if e.Rate > 0 {
-		c.limiter = limits.NewLimiter(limits.Limit(e.Rate), max(1, int(e.Rate)))
+		const bursts = 5 // a second
+		c.limiter = limits.NewLimiter(limits.Limit(e.Rate), max(1, int(e.Rate/bursts)))
 	}
 	var wait backoff
 	for run.Err() == nil {
@@ -248,12 +249,12 @@ func (c *carrier) read(ctx context.Context) error {
 }
 
 // readAhead starts to read what follows the chunk while that waits to be appended. The rows that will have to be read again are
-// not known yet: they are of the chunk after. With a rate, what was read would wait for too long.
+// not known yet: they are of the chunk after. With a rate, what was read would wait for too long; a large row is enough at a time.
 func (c *carrier) readAhead(ctx context.Context) {
 	from := place{
 		Rows: c.e.place.Rows + int64(len(c.chunk.rows)), After: slices.Clone(c.chunk.next), End: c.chunk.end, Again: c.e.place.Again[c.chunk.asked:],
 	}
-	if c.limiter == nil && !from.done() {
+	if c.limiter == nil && !from.done() && len(c.chunk.frames) <= 2*chunkBytes {
 		c.begin(ctx, from)
 	}
 }
@@ -332,13 +333,6 @@ func (c *carrier) append(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// counted makes the progress visible.
-func (b *Backfills) counted(e *backfillEntry) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	e.Rows = e.place.Rows
 }
 
 // passed waits until the stream has passed the chunk's L. On a quiet source the answer to a status update says so; where L lies in
@@ -505,7 +499,7 @@ func (a *appending) record(hidden []int, blind bool) *chunkRecord {
 		Chunk: before.Chunk + 1, Snapshot: c.snapshot.String(), LSN: c.lsn, Key: c.keyNames, Before: before,
 		Again: c.again, Count: a.appended, Columns: c.columns, Keys: make([]byte, 0, len(c.keys)),
 	}
-	r.Next = place{Chunk: r.Chunk, Rows: before.Rows + int64(a.appended), After: slices.Clone(c.next), End: c.end}
+	r.Next = place{Chunk: r.Chunk, Rows: before.Rows + int64(a.appended), Scanned: before.Scanned + int64(c.scanned), After: slices.Clone(c.next), End: c.end}
 	r.Next.Again = slices.Clone(before.Again[c.asked:])
 	from := 0
 	for _, i := range hidden {

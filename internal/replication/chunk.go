@@ -32,7 +32,7 @@ type chunk struct {
 	frames []byte // see cdc.AppendRead
 	keys   []byte // see appendKey
 
-	scanned int    // rows of the page, those included that the condition leaves out
+	scanned int    // rows of the page, those included that the condition leaves out; of a table without a key, blocks
 	next    []byte // where the page ended
 	end     bool   // it was the table's last
 	took    time.Duration
@@ -44,8 +44,11 @@ type chunkRow struct {
 	oversized  int64 // its length when it is not carried: the frame then is its key, for people
 }
 
-// reset keeps the memory.
+// reset keeps the memory, unless a large row has stretched it.
 func (c *chunk) reset() {
+	if cap(c.frames) > 2*chunkBytes {
+		c.frames = nil
+	}
 	*c = chunk{rows: c.rows[:0], frames: c.frames[:0], keys: c.keys[:0], next: c.next[:0]}
 }
 
@@ -121,11 +124,12 @@ func keyLength(s string, columns int) int {
 
 // place is how far a backfill has come, and so where it goes on.
 type place struct {
-	Chunk int      `json:"chunk"`           // chunks that were appended
-	Rows  int64    `json:"rows"`            // rows that were
-	After []byte   `json:"after,omitempty"` // the page begins behind it: a key or, of a table without one, a block's number; empty at the table's start
-	Again [][]byte `json:"again,omitempty"` // keys to be read again
-	End   bool     `json:"end,omitempty"`   // there is no page any more
+	Chunk   int      `json:"chunk"`             // chunks that were appended
+	Rows    int64    `json:"rows"`              // rows that were
+	Scanned int64    `json:"scanned,omitempty"` // about how much of the table was read to find them, in rows or blocks
+	After   []byte   `json:"after,omitempty"`   // the page begins behind it: a key or, of a table without one, a block's number; empty at the table's start
+	Again   [][]byte `json:"again,omitempty"`   // keys to be read again
+	End     bool     `json:"end,omitempty"`     // there is no page any more
 }
 
 func (p *place) done() bool { return p.End && len(p.Again) == 0 }

@@ -586,27 +586,54 @@ func (r *chunkReader) nudge(ctx context.Context) error {
 	return tx.Commit(ctx)
 }
 
-// check says whether the table can be read and where is a condition over its columns, and estimates how many rows meet it.
-func (r *chunkReader) check(ctx context.Context) (estimate int64, err error) {
+// tableSize is what the planner thinks.
+type tableSize struct {
+	rows  int64 // that meet the condition
+	total int64 // rows or, of a table without a key, blocks
+}
+
+// check says whether the table can be read and where is a condition over its columns, and estimates how much there is to read.
+func (r *chunkReader) check(ctx context.Context) (size tableSize, err error) {
 	if err := r.open(ctx); err != nil {
-		return 0, err
+		return size, err
 	}
-	table := pgx.Identifier{r.table.Schema, r.table.Name}.Sanitize()
+	if err := r.checkWhere(ctx); err != nil {
+		return size, err
+	}
+	if size.total, err = r.planned(ctx, ""); err != nil {
+		return size, err
+	}
+	size.rows = size.total
 	if r.where != "" {
-		_, err := r.conn.PgConn().Prepare(ctx, "", fmt.Sprintf("select (%s\n)::bool from %s where false", r.where, table), nil)
-		if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-			return 0, &Error{
-				Reason:   fmt.Sprintf("where %q is no condition on the columns of %s: %s", r.where, r.table, pgErr.Message),
-				Solution: "write it as it would stand behind WHERE, such as: created_at > '2026-01-01'",
-			}
-		}
-		if err != nil {
-			return 0, err
+		size.rows, err = r.planned(ctx, r.where)
+	}
+	if len(r.key) == 0 {
+		size.total = r.blocks
+	}
+	return size, err
+}
+
+func (r *chunkReader) name() string { return pgx.Identifier{r.table.Schema, r.table.Name}.Sanitize() }
+
+func (r *chunkReader) checkWhere(ctx context.Context) error {
+	if r.where == "" {
+		return nil
+	}
+	_, err := r.conn.PgConn().Prepare(ctx, "", fmt.Sprintf("select (%s\n)::bool from %s where false", r.where, r.name()), nil)
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return &Error{
+			Reason:   fmt.Sprintf("where %q is no condition on the columns of %s: %s", r.where, r.table, pgErr.Message),
+			Solution: "write it as it would stand behind WHERE, such as: created_at > '2026-01-01'",
 		}
 	}
-	sql := "explain (format json) select 1 from " + table
-	if r.where != "" {
-		sql += " where " + conditions(r.where)
+	return err
+}
+
+// planned is the planner's estimate of the rows that meet a condition.
+func (r *chunkReader) planned(ctx context.Context, where string) (int64, error) {
+	sql := "explain (format json) select 1 from " + r.name()
+	if where != "" {
+		sql += " where " + conditions(where)
 	}
 	var plan []struct {
 		Plan struct {
@@ -619,8 +646,8 @@ func (r *chunkReader) check(ctx context.Context) (estimate int64, err error) {
 		}
 		return 0, fmt.Errorf("table %s: %w", r.table, err)
 	}
-	if len(plan) == 1 {
-		estimate = int64(plan[0].Plan.Rows)
+	if len(plan) != 1 {
+		return 0, nil
 	}
-	return estimate, nil
+	return int64(plan[0].Plan.Rows), nil
 }

@@ -16,8 +16,8 @@ import (
 
 // Export reads one table whole, as it is at one moment, on a connection of its own. It is used by one goroutine.
 type Export struct {
-	reader   *chunkReader
-	estimate int64
+	reader *chunkReader
+	size   tableSize
 }
 
 // OpenExport connects and looks at the table. An *Error says that the table or the condition cannot be.
@@ -26,7 +26,7 @@ func OpenExport(ctx context.Context, cfg BackfillConfig, spec BackfillSpec) (*Ex
 	e := &Export{reader: &chunkReader{url: cfg.URL, publication: cfg.Publication, table: spec.Table, where: spec.Where, maxRow: largest}}
 	err := e.reader.open(ctx)
 	if err == nil || errors.Is(err, errNoOrder) { // what is read in one go needs no order
-		e.estimate, err = e.reader.check(ctx)
+		e.size, err = e.reader.check(ctx)
 	}
 	if err != nil {
 		e.reader.close(ctx)
@@ -39,7 +39,7 @@ func OpenExport(ctx context.Context, cfg BackfillConfig, spec BackfillSpec) (*Ex
 func (e *Export) Relation() *cdc.Relation { return e.reader.relation }
 
 // Estimate is about how many rows there are.
-func (e *Export) Estimate() int64 { return e.estimate }
+func (e *Export) Estimate() int64 { return e.size.rows }
 
 // Close ends the connection.
 func (e *Export) Close(ctx context.Context) { e.reader.close(ctx) }

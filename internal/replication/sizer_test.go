@@ -18,26 +18,30 @@ func (s modelSink) takes(rows int) time.Duration {
 	return time.Duration(rounds)*s.request + time.Duration(rows)*s.row
 }
 
-// A chunk takes chunkTime where it can, and where it cannot, chunks are large enough that the sinks do what they can.
+// A chunk takes its time where it can, and where it cannot, chunks are large enough that the sinks do what they can.
 func TestChunkSizes(t *testing.T) {
-	const perRow = time.Microsecond // to read
 	for name, test := range map[string]struct {
 		sinks       []modelSink
+		perRow      time.Duration // to read
 		fill        float64       // share of a chunk's bytes that a row has
 		least, most int           // the size that is right
 		longest     time.Duration // of a delivery
 	}{
 		"nothing is slow": {
 			sinks: []modelSink{{"fast", 1000, 10 * time.Microsecond, time.Microsecond / 2}},
-			least: 50_000, most: 62_000, longest: 2 * chunkTime,
+			least: 50_000, most: 130_000, longest: 2 * deliveryTime,
+		},
+		"the table is slow": {
+			sinks:  []modelSink{{"fast", 1000, 10 * time.Microsecond, time.Microsecond / 2}},
+			perRow: time.Millisecond, least: 200, most: 200, longest: deliveryTime,
 		},
 		"rows are large": {
 			sinks: []modelSink{{"fast", 1000, 10 * time.Microsecond, time.Microsecond / 2}},
-			fill:  1.0 / 200, least: 170, most: 190, longest: chunkTime,
+			fill:  1.0 / 200, least: 170, most: 190, longest: deliveryTime,
 		},
 		"a vendor takes some rows a second": {
 			sinks: []modelSink{{"slow", 8, 0, 6 * time.Millisecond}},
-			least: 8, most: 12, longest: 2 * chunkTime,
+			least: 8, most: 12, longest: 2 * deliveryTime,
 		},
 		"a vendor is far away": { // half of what it could take, or more
 			sinks: []modelSink{{"far", 1000, 200 * time.Millisecond, 0}},
@@ -60,7 +64,7 @@ func TestChunkSizes(t *testing.T) {
 					}
 				}
 				took := last.takes(size)
-				s.read(size, time.Duration(size)*perRow, test.fill*float64(size))
+				s.read(size, time.Duration(size)*test.perRow, test.fill*float64(size))
 				s.delivered(size, took, last.round)
 				if n >= settled && (size < test.least || size > test.most || took > test.longest) {
 					t.Errorf("chunk %d has %d rows, want %d to %d, and takes %s, want at most %s", n, size, test.least, test.most, took, test.longest)
