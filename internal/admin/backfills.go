@@ -80,7 +80,7 @@ func (s *Server) startBackfill(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.logger.Info("backfill started", "id", backfill.ID, "table", what.Table, "sink", what.Sink)
+	s.logger.Info("backfill started", "id", backfill.ID, "table", backfill.Table, "sinks", backfill.Sinks)
 	answer(w, http.StatusCreated, backfill)
 }
 
