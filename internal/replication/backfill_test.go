@@ -484,3 +484,37 @@ func TestBackfillEstimate(t *testing.T) {
 		}
 	}
 }
+
+// What the server says of a value is in no reason, since that is logged.
+func TestLiveErrorsQuoteNoRow(t *testing.T) {
+	const planted = "planted-value"
+	l := newLive(t, `create table x (id int primary key, note text); insert into x values (1, '`+planted+`')`, "x")
+	spec := BackfillSpec{Table: l.cfg.Tables[0], Sinks: []string{"crm"}, Where: "note::int > 0"}
+	texts := map[string]string{}
+	b := l.backfills(&memStore{})
+	l.during(func(*Stream) {
+		f := l.filled(b, l.start(b, spec))
+		if f.State != BackfillFailed {
+			t.Errorf("backfill %+v", f)
+		}
+		texts["backfill"] = f.Reason
+	})
+	reader, err := NewReader(l.ctx, l.url, ReaderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	_, err = reader.Lookup(l.ctx, "select id, note::int from x where id = any($1)", []string{"1"}, nil)
+	texts["lookup"] = fmt.Sprint(err)
+	export, err := OpenExport(l.ctx, BackfillConfig{URL: l.url}, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer export.Close(l.ctx)
+	texts["export"] = fmt.Sprint(export.Rows(l.ctx, "", func([]cdc.Value) error { return nil }))
+	for what, text := range texts {
+		if strings.Contains(text, planted) || !strings.Contains(text, "22P02") {
+			t.Errorf("%s says %s", what, text)
+		}
+	}
+}

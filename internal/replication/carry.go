@@ -323,7 +323,7 @@ func (c *carrier) append(ctx context.Context) error {
 	}
 	c.b.counted(c.e)
 	c.s.metrics.backfilled(a.appended, a.hidden)
-	c.sizer.read(c.size, c.chunk.took, c.chunk.fill())
+	c.sizer.read(c.chunk.size(c.size), c.chunk.took, c.chunk.fill())
 	if c.limiter == nil || a.appended == 0 {
 		return nil
 	}

@@ -35,6 +35,7 @@ type chunk struct {
 	scanned int    // rows of the page, those included that the condition leaves out; of a table without a key, blocks
 	next    []byte // where the page ended
 	end     bool   // it was the table's last
+	cut     bool   // the page ended before it was as long as it should have been
 	took    time.Duration
 }
 
@@ -55,6 +56,14 @@ func (c *chunk) reset() {
 // fill is the share that the chunk has of what one may hold.
 func (c *chunk) fill() float64 {
 	return max(float64(len(c.frames))/chunkBytes, float64(len(c.keys))/chunkKeys)
+}
+
+// size is how long the page would have been asked for, had it been known how large its rows are.
+func (c *chunk) size(asked int) int {
+	if c.cut {
+		return c.scanned + c.again
+	}
+	return asked
 }
 
 // from is where the frame of a row begins.

@@ -301,7 +301,7 @@ func (r *chunkReader) read(ctx context.Context, p *place, size int, c *chunk) er
 			continue
 		case err != nil:
 			r.close(ctx)
-			return err
+			return withoutRow(err)
 		}
 		c.took = time.Since(begun)
 		r.careful, r.oversized = false, 0
@@ -357,6 +357,7 @@ func (r *chunkReader) transaction(ctx context.Context, p *place, size int, c *ch
 	}
 	err := r.receive(pipe, p, size, len(again) > 0, page, c)
 	if errors.Is(err, errEnough) {
+		c.cut = true
 		r.close(ctx) // cheaper than to read what is left
 		return nil
 	}

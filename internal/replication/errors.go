@@ -66,6 +66,26 @@ func sqlState(err error) (code, message string) {
 	return "", ""
 }
 
+// rowError is what the server says of a value in a row: its words may quote it, and rows are in no log.
+type rowError struct{ err *pgconn.PgError }
+
+// withoutRow takes the words of a server that may hold a row's values out of a query's error.
+func withoutRow(err error) error {
+	const dataException, raised = "22", "P0" // appendix A of the manual; a function that raises says what it likes
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || !strings.HasPrefix(pgErr.Code, dataException) && !strings.HasPrefix(pgErr.Code, raised) {
+		return err
+	}
+	return &rowError{err: pgErr}
+}
+
+func (e *rowError) Error() string {
+	return fmt.Sprintf("the query fails on a row with SQLSTATE %s; what the server says of it may hold values of the row, and is left out: run the query by hand",
+		e.err.Code)
+}
+
+func (e *rowError) Unwrap() error { return e.err }
+
 // connectError turns a refusal to connect into an Error when an operator must act. A refusal after this process had been let
 // in once is taken for a passing trouble of the authentication service.
 func connectError(err error, streamed bool) error {

@@ -60,7 +60,7 @@ func (e *Export) Rows(ctx context.Context, snapshot string, take func(row []cdc.
 		sql += " where " + e.reader.filter
 	}
 	if err := readRows(conn.ExecParams(ctx, sql, nil, nil, nil, nil), take); err != nil {
-		return fmt.Errorf("read %s: %w", e.reader.table, err)
+		return fmt.Errorf("read %s: %w", e.reader.table, withoutRow(err))
 	}
 	_, err := conn.Exec(ctx, "commit").ReadAll()
 	return err

@@ -276,7 +276,7 @@ func (r *Reader) read(ctx context.Context, sql string, params [][]byte, xids []u
 	for wait := first; ; wait = min(2*wait, longest) {
 		result, seen, err := r.readOnce(ctx, sql, params, xids)
 		if err != nil || seen {
-			return result, err
+			return result, withoutRow(err)
 		}
 		select {
 		case <-ctx.Done():

@@ -26,6 +26,7 @@ func TestChunkSizes(t *testing.T) {
 		fill        float64       // share of a chunk's bytes that a row has
 		least, most int           // the size that is right
 		longest     time.Duration // of a delivery
+		settled     int           // so many chunks later; 30 unless it says otherwise
 	}{
 		"nothing is slow": {
 			sinks: []modelSink{{"fast", 1000, 10 * time.Microsecond, time.Microsecond / 2}},
@@ -37,7 +38,7 @@ func TestChunkSizes(t *testing.T) {
 		},
 		"rows are large": {
 			sinks: []modelSink{{"fast", 1000, 10 * time.Microsecond, time.Microsecond / 2}},
-			fill:  1.0 / 200, least: 170, most: 190, longest: deliveryTime,
+			fill:  1.0 / 200, least: 170, most: 190, longest: deliveryTime, settled: 2,
 		},
 		"a vendor takes some rows a second": {
 			sinks: []modelSink{{"slow", 8, 0, 6 * time.Millisecond}},
@@ -54,8 +55,11 @@ func TestChunkSizes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := sizer{readable: firstChunk}
-			const settled, rounds = 30, 60
-			for n := range rounds {
+			settled := test.settled
+			if settled == 0 {
+				settled = 30
+			}
+			for n := range 60 {
 				size := s.next()
 				var last modelSink
 				for _, sink := range test.sinks {
@@ -64,7 +68,9 @@ func TestChunkSizes(t *testing.T) {
 					}
 				}
 				took := last.takes(size)
-				s.read(size, time.Duration(size)*test.perRow, test.fill*float64(size))
+				fill := test.fill * float64(size)
+				c := chunk{cut: fill > 1, scanned: int(float64(size) / fill)}
+				s.read(c.size(size), time.Duration(size)*test.perRow, min(fill, 1))
 				s.delivered(size, took, last.round)
 				if n >= settled && (size < test.least || size > test.most || took > test.longest) {
 					t.Errorf("chunk %d has %d rows, want %d to %d, and takes %s, want at most %s", n, size, test.least, test.most, took, test.longest)
