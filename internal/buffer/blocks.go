@@ -107,6 +107,9 @@ func (b *Buffer) joinParts(ctx context.Context, m message, p part) ([]byte, erro
 		if err != nil {
 			return nil, fmt.Errorf("block %d: %w", m.seq, err)
 		}
+		if block == nil {
+			block = p.room(len(before.data))
+		}
 		block = append(block, before.data...)
 	}
 	return append(block, m.data...), nil

@@ -14,6 +14,12 @@ const partHeader = "Cdcsync-Part"
 
 func (p part) String() string { return strconv.Itoa(p.index) + "/" + strconv.Itoa(p.count) }
 
+// room is memory for the whole block, given the length of its first part: only the last one is shorter.
+func (p part) room(first int) []byte {
+	const most = 128 << 20 // beyond what a header may promise, append makes room
+	return make([]byte, 0, min(p.count, most/max(first, 1))*first)
+}
+
 // parsePart reads a part's header; without one the message is a whole block.
 func parsePart(header string) (part, error) {
 	if header == "" {
@@ -46,7 +52,7 @@ func (a *assembler) add(seq uint64, p part, data []byte) (block []byte, first ui
 		*a = assembler{}
 		return data, seq, true
 	case p.index == 1:
-		*a = assembler{buf: append([]byte(nil), data...), last: p, seq: seq, first: seq}
+		*a = assembler{buf: append(p.room(len(data)), data...), last: p, seq: seq, first: seq}
 		return nil, 0, false
 	case !follows:
 		*a = assembler{}
