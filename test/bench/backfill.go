@@ -21,7 +21,7 @@ const liveRate = 200
 
 // backfill sends a table that is there already, while changes are committed, and compares that with the least that reading it takes.
 func (b *bench) backfill(ctx context.Context) (err error) {
-	url, err := b.server.CreateDatabase(ctx, "backfill")
+	url, err := b.database(ctx, "backfill", schema)
 	if err != nil {
 		return err
 	}
@@ -30,9 +30,6 @@ func (b *bench) backfill(ctx context.Context) (err error) {
 		return err
 	}
 	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, schema); err != nil {
-		return err
-	}
 	if _, err := seed(ctx, conn, b.rows); err != nil {
 		return err
 	}

@@ -78,14 +78,6 @@ type four struct {
 	stop    func() error
 }
 
-// fourTables makes a database of the name with fourSchema, and returns its URL.
-func (b *bench) fourTables(ctx context.Context, name string) (url string, err error) {
-	if url, err = b.server.CreateDatabase(ctx, name); err != nil {
-		return "", err
-	}
-	return url, execute(ctx, url, fourSchema)
-}
-
 // startFour makes a sandbox, and a daemon on a slot of its own, without the sink at a path. Its stop ends them.
 func (b *bench) startFour(ctx context.Context, url, slot string, ill illness, without string) (*four, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
@@ -218,7 +210,7 @@ func middlePair(all []pair) string {
 
 // isolated is one round: each well endpoint's p99 from commit to arrival.
 func (b *bench) isolated(ctx context.Context, name string, ill illness, rate int) (p99 map[string]pair, err error) {
-	url, err := b.fourTables(ctx, name)
+	url, err := b.database(ctx, name, fourSchema)
 	if err != nil {
 		return nil, err
 	}
@@ -318,7 +310,7 @@ func (b *bench) queue(ctx context.Context) (err error) {
 		takes = 50 * time.Millisecond
 		items = 2000
 	)
-	url, err := b.fourTables(ctx, "queue")
+	url, err := b.database(ctx, "queue", fourSchema)
 	if err != nil {
 		return err
 	}

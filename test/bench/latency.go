@@ -20,11 +20,8 @@ type commit struct{ sent, done time.Time }
 
 // latency commits single rows at a steady rate and takes the time until each has been read from the vendor's socket.
 func (b *bench) latency(ctx context.Context) (err error) {
-	url, err := b.server.CreateDatabase(ctx, "latency")
+	url, err := b.database(ctx, "latency", schema)
 	if err != nil {
-		return err
-	}
-	if err := execute(ctx, url, schema); err != nil {
 		return err
 	}
 	vendor, err := startReceiver(ctx)

@@ -128,6 +128,14 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 	return nil
 }
 
+// database makes one with a schema, and returns its URL.
+func (b *bench) database(ctx context.Context, name, schema string) (url string, err error) {
+	if url, err = b.server.CreateDatabase(ctx, name); err != nil {
+		return "", err
+	}
+	return url, execute(ctx, url, schema)
+}
+
 // introduce prints what the figures depend on.
 func (b *bench) introduce(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, b.server.URL("postgres"))

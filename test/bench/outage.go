@@ -12,7 +12,7 @@ import (
 
 // outage takes the daemon's memory while nobody takes anything: a backlog for four sinks whose vendors are all down, and a restart on it.
 func (b *bench) outage(ctx context.Context) (err error) {
-	url, err := b.server.CreateDatabase(ctx, "outage")
+	url, err := b.database(ctx, "outage", strings.Replace(schema, "create publication bench for table bench with (publish_via_partition_root = true);", "", 1))
 	if err != nil {
 		return err
 	}
@@ -21,9 +21,6 @@ func (b *bench) outage(ctx context.Context) (err error) {
 		return err
 	}
 	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, strings.Replace(schema, "create publication bench for table bench with (publish_via_partition_root = true);", "", 1)); err != nil {
-		return err
-	}
 	nobody, err := freeAddress(ctx) // refuses connections
 	if err != nil {
 		return err

@@ -27,7 +27,7 @@ const bareSlot = "bench_bare"
 // throughput reads one backlog by turns with the bare loop and with cdcsync. Every slot began before the rows did: the bare
 // loop's is never confirmed and gives the same each time, the daemon has one for each round, which it made itself.
 func (b *bench) throughput(ctx context.Context) (err error) {
-	url, err := b.server.CreateDatabase(ctx, "throughput")
+	url, err := b.database(ctx, "throughput", schema)
 	if err != nil {
 		return err
 	}
@@ -36,9 +36,6 @@ func (b *bench) throughput(ctx context.Context) (err error) {
 		return err
 	}
 	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, schema); err != nil {
-		return err
-	}
 	if _, err := conn.Exec(ctx, `select pg_create_logical_replication_slot($1, 'pgoutput')`, bareSlot); err != nil {
 		return err
 	}
