@@ -219,23 +219,18 @@ type deliveries struct {
 func (d deliveries) Stored() uint64 { return d.buffer.Stats().Last }
 
 func (d deliveries) Settled(ctx context.Context, sinks []string, place uint64) (last string, err error) {
-	const interval = time.Millisecond // a look at memory
-	var tick *time.Ticker
-	for {
+	const often, seldom, share = time.Millisecond, 100 * time.Millisecond, 20 // a twentieth of the time is not noticed
+	for began := time.Now(); ; {
 		cursors := d.buffer.Stats().Cursors
 		behind := slices.IndexFunc(cursors, func(c buffer.CursorStats) bool { return c.Seq < place && slices.Contains(sinks, c.Sink) })
 		if behind < 0 {
 			return last, nil
 		}
 		last = cursors[behind].Sink
-		if tick == nil {
-			tick = time.NewTicker(interval)
-			defer tick.Stop()
-		}
 		select {
 		case <-ctx.Done():
 			return last, ctx.Err()
-		case <-tick.C:
+		case <-time.After(min(max(time.Since(began)/share, often), seldom)):
 		}
 	}
 }
