@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/cdcsync/cdcsync/internal/sandbox"
 )
 
@@ -182,6 +184,53 @@ func TestBackfillKill(t *testing.T) {
 		again += n - 1
 	}
 	t.Logf("%d of %d rows were read twice", again, rows)
+}
+
+// Rows that were there before the daemon reach all four vendors, with lookups and refreshes, while changes stream; and those that are
+// sent to one sink reach no other.
+func TestBackfillFourVendors(t *testing.T) {
+	s, v := &source{url: postgres.NewDatabase(t)}, newVendor(t, sandbox.Config{QueueDelay: 10 * time.Millisecond})
+	s.exec(t, clubSchema)
+	w := &clubWorkload{url: s.url, writers: 4, seed: *seed, pause: 5 * time.Millisecond}
+	duringClub(t, w, func() {
+		waitFor(t, "rows", func() (bool, string) {
+			var rows int
+			s.each(t, `select (select count(*) from users) + (select count(*) from fans) + (select count(*) from memberships) + (select count(*) from orders)`,
+				[]any{&rows}, func() {})
+			return rows > 150, fmt.Sprint(rows)
+		})
+	})
+	d := newDaemon(t, s.url, v.club("retry: {min: 10ms, max: 500ms}, dead_letters: {limit: 1000000}"))
+	d.start()
+	d.ready()
+	duringClub(t, w, func() {
+		var ids []string
+		for _, table := range []string{"users", "orders", "fans", "memberships", "tier_approvals"} {
+			ids = append(ids, d.backfill(map[string]any{"table": "public." + table}))
+		}
+		for _, id := range ids {
+			d.filled(id)
+		}
+	})
+	d.settled(t, s)
+	compareClub(t, s, v, d.letters(t))
+
+	before := accepted(v)
+	d.filled(d.backfill(map[string]any{"table": "public.users", "sink": "queue"}))
+	users := uint64(0)
+	s.each(t, `select count(*) from users`, []any{&users}, func() {})
+	before["fanbase_queue"] += users
+	if diff := cmp.Diff(before, accepted(v)); diff != "" || users == 0 {
+		t.Errorf("items after a backfill of %d users for the queue (-want +got):\n%s", users, diff)
+	}
+}
+
+func accepted(v *vendor) map[string]uint64 {
+	items := map[string]uint64{}
+	for endpoint := range sinkOf {
+		items[endpoint] = v.Accepted(endpoint)
+	}
+	return items
 }
 
 // Rows are read at the pace of the vendor, in chunks so small that a change waits behind few of them.

@@ -89,7 +89,7 @@ mappings:
       numbers: [{numberType: 1, number: =digits(cpf), verified: 1}, {numberType: 4, number: $email}]
       memberships: =lookup.plans
       # A fan that a membership sends again is as it now is, and may be ahead of the stream.
-      sysValues: [{key: from, value: '=op == "insert" || old.version != version ? "stream" : "refresh"'}]
+      sysValues: [{key: from, value: '=op in ["insert", "read"] || old.version != version ? "stream" : "refresh"'}]
       pwdhash: =sha256(email)
   - {name: memberships, table: public.memberships, sink: registry, refresh: {table: public.fans, key: id, by: $fan_id}}
   - {name: approvals, table: public.tier_approvals, sink: tiers, item: {account_tenant_fanid: $fan_id, invite_approval_map: {"=tier_id": $approved}}}
