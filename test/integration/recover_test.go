@@ -90,5 +90,5 @@ func TestRecoverBuffer(t *testing.T) {
 	d.start()
 	d.ready()
 	arrived(t, d, s, v)
-	neverBack(t, v, true)
+	neverBack(t, s, v, true)
 }
