@@ -470,7 +470,8 @@ func (r *chunkReader) receive(pipe *pgconn.Pipeline, p *place, size int, again, 
 	return err
 }
 
-// rows takes the rows of one query, past pgconn, in place: it is what a backfill spends its time with.
+// rows takes the rows of one query, past pgconn, in place: it is what a backfill spends its time with. frames gives pgconn one message
+// at a time, so that it has read no further than the rows' description; the number that the server tells at the end proves it.
 func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
 	results, err := pipe.GetResults()
 	if err != nil {
