@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -80,6 +81,9 @@ type Chunk struct {
 
 // Len is the size of the block as it stands, without its footer.
 func (w *Writer) Len() int { return len(w.buf) }
+
+// Grow makes room for n more bytes, so that memory is not taken piece by piece.
+func (w *Writer) Grow(n int) { w.buf = slices.Grow(w.buf, n) }
 
 // Changes counts the changes in the block as it stands.
 func (w *Writer) Changes() int { return int(w.footer.Changes) }

@@ -383,7 +383,7 @@ func (a *appending) run() error {
 	s.out.aside = true
 	a.rows(hidden, e.place.Rows)
 	if s.out.dirty {
-		s.out.seal()
+		s.out.seal(blockSize)
 	}
 	s.out.aside = false
 	stored := make(chan uint64, 1)
@@ -441,6 +441,7 @@ func (a *appending) record(hidden []int, blind bool) *chunkRecord {
 func (a *appending) rows(hidden []int, before int64) {
 	c := a.chunk
 	w := &a.s.out.writer
+	w.Grow(min(len(c.frames)+footerSlack, chunkBlockSize))
 	w.BeginChunk(cdc.Chunk{LSN: c.lsn, At: c.at, Ordinal: uint32(before), Targets: a.e.Sinks})
 	for i := 0; i < len(c.rows); {
 		if len(hidden) > 0 && hidden[0] == i {

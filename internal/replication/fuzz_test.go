@@ -48,7 +48,7 @@ func FuzzStream(f *testing.F) {
 		}
 		ses.out.mu.Lock()
 		defer ses.out.mu.Unlock()
-		ses.out.seal()
+		ses.out.seal(blockSize)
 		for _, next := range ses.out.sealed {
 			readBlock(t, next.block)
 		}

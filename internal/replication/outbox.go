@@ -88,15 +88,16 @@ func (o *outbox) limit() int {
 // reserve closes the block that grows when n more bytes would make it too large. o.mu is held.
 func (o *outbox) reserve(n int) {
 	if o.dirty && o.writer.Len()+n+footerSlack > o.limit() {
-		o.seal()
+		o.seal(o.limit())
 	}
 }
 
-// seal closes the block that grows. The log keeps what it gets: the block itself when it fills its memory well, else a copy.
-func (o *outbox) seal() {
-	limit, spare := o.limit(), o.spare
-	if cap(spare) < limit || cap(spare) > 2*limit {
-		spare = make([]byte, 0, limit)
+// seal closes the block that grows; the one after it gets so much room. The log keeps what it gets: the block itself when it fills its
+// memory well, else a copy.
+func (o *outbox) seal(room int) {
+	spare := o.spare
+	if cap(spare) < room || cap(spare) > 2*room {
+		spare = make([]byte, 0, room)
 	}
 	block := o.writer.Seal(o.state(), spare)
 	if o.spare = nil; len(block) < cap(block)/4*3 {
@@ -123,7 +124,7 @@ func (o *outbox) state() []byte {
 // push has the publisher do something when all that was written before is stored, and before it stores what comes after. o.mu is held.
 func (o *outbox) push(do func(context.Context) error) {
 	if o.dirty {
-		o.seal()
+		o.seal(blockSize)
 	}
 	o.sealed = append(o.sealed, parcel{do: do})
 }
@@ -162,7 +163,7 @@ func (o *outbox) take() (next parcel, ok bool) {
 		if !o.dirty || o.busy && !o.ripe {
 			return parcel{}, false
 		}
-		o.seal()
+		o.seal(blockSize)
 	}
 	o.ripe = false
 	next = o.sealed[0]

@@ -54,7 +54,7 @@ func TestBusyBlocksAreLeftToFill(t *testing.T) {
 	}
 	receive(true)
 	o.mu.Lock()
-	o.seal()
+	o.seal(blockSize)
 	o.offer()
 	o.mu.Unlock()
 	if !signalled() || !taken() {
@@ -84,7 +84,7 @@ func TestBlocksAreTheLogs(t *testing.T) {
 			o.writer.Row(row)
 		}
 		o.writer.Commit(cdc.LSN(100*n + 50))
-		o.seal()
+		o.seal(blockSize)
 		o.mu.Unlock()
 		p, _ := o.take()
 		o.done(p, cdc.Resume{})
