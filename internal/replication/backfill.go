@@ -426,7 +426,7 @@ func (r *chunkRecord) resume(stored []string) place {
 	if len(stored) == r.Count {
 		return r.Next
 	}
-	p := place{Chunk: r.Chunk, Rows: r.Before.Rows + int64(len(stored)), After: r.Before.After, End: r.Before.End}
+	p := place{Chunk: r.Chunk, Rows: r.Before.Rows + int64(len(stored)), Scanned: r.Before.Scanned, After: r.Before.After, End: r.Before.End}
 	if len(r.Key) == 0 { // by place: the page cannot be cut
 		return p
 	}

@@ -38,7 +38,7 @@ type outstanding struct {
 }
 
 const (
-	// chunksAhead is how many chunks may wait for delivery: one is delivered while the next is read.
+	// chunksAhead is how many chunks may wait for delivery: one is delivered while the next is stored.
 	chunksAhead = 2
 	// staleChunk is how old a chunk may be when it is appended; every change meanwhile costs memory, and a row to be read again.
 	staleChunk = time.Second
@@ -432,7 +432,7 @@ func (a *appending) record(hidden []int, blind bool) *chunkRecord {
 	}
 	r.Keys = append(r.Keys, c.keys[from:]...)
 	if len(r.Key) == 0 && blind { // which rows were overtaken is not known, and without a key they can only be read again together
-		r.Next.After, r.Next.End = before.After, before.End
+		r.Next.After, r.Next.End, r.Next.Scanned = before.After, before.End, before.Scanned
 	}
 	return r
 }
