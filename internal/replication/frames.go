@@ -94,30 +94,34 @@ func (f *frames) next() (kind byte, body []byte, ok bool, err error) {
 // which stays. What a server says in between without being asked is passed over.
 func (f *frames) row() (body []byte, ok bool, err error) {
 	for {
-		if f.end-f.start >= frameHeader {
-			kind := f.buf[f.start]
-			switch kind {
-			case frameDataRow, frameNotice, frameParameter, frameNotification:
-			default:
-				return nil, false, nil
-			}
-			_, body, whole, err := f.next()
-			switch {
-			case errors.Is(err, errTooLong):
-				length, _ := f.length() // next has looked at it
-				return nil, false, &pgproto3.ExceededMaxBodyLenErr{MaxExpectedBodyLen: f.limit - frameHeader, ActualBodyLen: length - frameHeader}
-			case err != nil:
-				return nil, false, err
-			case whole && kind == frameDataRow:
-				return body, true, nil
-			case whole:
-				continue
-			}
+		if f.end-f.start >= frameHeader && !amongRows(f.buf[f.start]) {
+			return nil, false, nil
+		}
+		kind, body, whole, err := f.next()
+		switch {
+		case errors.Is(err, errTooLong):
+			length, _ := f.length() // next has looked at it
+			return nil, false, &pgproto3.ExceededMaxBodyLenErr{MaxExpectedBodyLen: f.limit - frameHeader, ActualBodyLen: length - frameHeader}
+		case err != nil:
+			return nil, false, err
+		case whole && kind == frameDataRow:
+			return body, true, nil
+		case whole:
+			continue
 		}
 		if err := f.fill(); err != nil {
 			return nil, false, err
 		}
 	}
+}
+
+// amongRows says whether a message of the kind may come between the first and the last row.
+func amongRows(kind byte) bool {
+	switch kind {
+	case frameDataRow, frameNotice, frameParameter, frameNotification:
+		return true
+	}
+	return false
 }
 
 // fill reads once, after it has made room for the whole of a message that has begun.

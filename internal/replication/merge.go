@@ -17,7 +17,8 @@ import (
 //     what was delivered: it is not admitted, and its key is read again (commits are decoded before they are visible).
 //  2. Until the stream has passed L, a change of an admitted key by a transaction that S sees is part of the row that was
 //     sent: the sinks of the backfill do not get it again.
-//  3. The next chunk is read when the stream has passed L, so that one chunk at a time needs clause 2.
+//  3. The next chunk is admitted when the stream has passed L, so that one chunk at a time needs clause 2. It may have been
+//     read before, but chunks are admitted in the order of their snapshots.
 //  4. Keys are tracked from before the first chunk, which waits until every transaction that was open when tracking began
 //     has ended: what was delivered before is then visible to every snapshot.
 type merge struct {
@@ -112,7 +113,7 @@ func (m *merge) blind(s snapshot) bool {
 	return false
 }
 
-// passed says that the stream has delivered every transaction with a commit before received, and reports whether the next chunk may be read.
+// passed says that the stream has delivered every transaction with a commit before received, and reports whether the next chunk may be admitted.
 func (m *merge) passed(received cdc.LSN) bool {
 	if m.chunk != nil && received >= m.chunk.lsn {
 		m.chunk = nil

@@ -9,7 +9,7 @@ import (
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
-// What the server sends (protocol-replication and protocol-logicalrep-message-formats in the manual).
+// What the server sends (protocol-replication, protocol-logicalrep-message-formats and protocol-message-formats in the manual).
 const (
 	frameCopyData     = 'd'
 	frameCopyDone     = 'c'
