@@ -111,6 +111,7 @@ type Buffer struct {
 	cursors cursors
 	letters letterIndex
 	tracked trackLog
+	gaps    gapIndex
 	trim    chan struct{} // size 1: a wake-up that is pending says enough
 }
 
@@ -185,7 +186,7 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, reg prometheus.R
 	if _, _, err := b.Tail(ctx); err != nil {
 		return nil, fmt.Errorf("open buffer: %w", err)
 	}
-	for _, load := range []func(context.Context) error{b.loadCursors, b.loadLetters, b.loadTracked} {
+	for _, load := range []func(context.Context) error{b.loadCursors, b.loadLetters, b.loadTracked, b.loadGaps} {
 		if err := load(ctx); err != nil {
 			return nil, fmt.Errorf("open buffer: %w", err)
 		}

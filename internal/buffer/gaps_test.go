@@ -1,0 +1,77 @@
+package buffer
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
+)
+
+// A finding that is made again and again stays one gap, which outlives a restart and grows with what is found.
+func TestGapsGrowAndOutliveARestart(t *testing.T) {
+	cfg := Config{Dir: t.TempDir(), Pipeline: "p"}
+	b := open(t, cfg)
+	found := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	gap := cdc.Gap{Cause: cdc.GapUnpublished, Table: "public.users", Reason: "not published", Since: 200, Found: found}
+	first, err := b.RecordGap(t.Context(), gap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gap.Since = 100
+	if _, err := b.RecordGap(t.Context(), gap); err != nil {
+		t.Fatal(err)
+	}
+	gap.Table = "public.orders"
+	if _, err := b.RecordGap(t.Context(), gap); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	b = opened(t, cfg)
+	want := []cdc.Gap{
+		{ID: "g1", Cause: cdc.GapUnpublished, State: cdc.GapOpen, Table: "public.users", Reason: "not published", Since: 100, Found: found},
+		{ID: "g2", Cause: cdc.GapUnpublished, State: cdc.GapOpen, Table: "public.orders", Reason: "not published", Since: 100, Found: found},
+	}
+	if diff := cmp.Diff(want, b.Gaps()); diff != "" {
+		t.Fatalf("gaps after a restart (-want +got):\n%s", diff)
+	}
+	if err := b.CloseGap(t.Context(), first.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.CloseGap(t.Context(), first.ID); !errors.Is(err, ErrNoGap) {
+		t.Fatalf("closing a gap twice: got %v, want ErrNoGap", err)
+	}
+	if diff := cmp.Diff(want[1:], b.Gaps()); diff != "" {
+		t.Fatalf("gaps after one was closed (-want +got):\n%s", diff)
+	}
+}
+
+// A gap whose rows were sent is open again when more is missed, and not when the same is found again.
+func TestGapOpensAgainOnlyWhenMoreIsMissed(t *testing.T) {
+	b := opened(t, Config{Dir: t.TempDir(), Pipeline: "p"})
+	gap, err := b.RecordGap(t.Context(), cdc.Gap{Cause: cdc.GapPartition, Table: "public.ev", Reason: "detached", Since: 100, Until: 200})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gap.State, gap.Backfill = cdc.GapRowsSent, "b1"
+	if err := b.UpdateGap(t.Context(), gap); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		until cdc.LSN
+		want  cdc.GapState
+	}{{200, cdc.GapRowsSent}, {300, cdc.GapOpen}} {
+		got, err := b.RecordGap(t.Context(), cdc.Gap{Cause: cdc.GapPartition, Table: "public.ev", Reason: "detached", Since: 100, Until: c.until})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.State != c.want {
+			t.Errorf("state after changes until %s were missed: got %s, want %s", c.until, got.State, c.want)
+		}
+	}
+}

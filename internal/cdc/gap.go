@@ -1,0 +1,76 @@
+package cdc
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Gap is a stretch of the source's history of which changes may have been missed. It is stored until it is closed, and as long
+// as one is open the daemon is not ready.
+type Gap struct {
+	ID    string   `json:"id"`
+	Cause GapCause `json:"cause"`
+	State GapState `json:"state"`
+	// Table is schema.table; empty when changes of any mapped table may be missing.
+	Table string `json:"table,omitempty"`
+	// Sinks are those that may lack changes; empty means all.
+	Sinks []string `json:"sinks,omitempty"`
+	// Reason is a sentence for the operator: what has happened.
+	Reason string `json:"reason"`
+	// Since and Until bound the missing changes by commit. 0 and the zero time are for what is not known; Until is 0 while
+	// changes are still being missed.
+	Since     LSN       `json:"since_lsn,omitempty"`
+	Until     LSN       `json:"until_lsn,omitempty"`
+	SinceTime time.Time `json:"since,omitzero"`
+	UntilTime time.Time `json:"until,omitzero"`
+	Found     time.Time `json:"found"`
+	// Backfill is the id of the backfill that closes the gap, once there is one.
+	Backfill string `json:"backfill,omitempty"`
+}
+
+// GapCause is the kind of event that made a gap.
+type GapCause string
+
+// The causes.
+const (
+	GapUnpublished GapCause = "unpublished" // the publication did not send the table, an operation, a row or a column
+	GapReplaced    GapCause = "replaced"    // another table has the name now
+	GapPartition   GapCause = "partition"   // a partition with rows was attached, detached, dropped or truncated
+	GapUnlogged    GapCause = "unlogged"    // changes were not in the WAL
+	GapDropped     GapCause = "dropped"     // the table is gone
+	GapSource      GapCause = "source"      // the source's history or the slot was replaced
+	GapBuffer      GapCause = "buffer"      // stored blocks were lost
+)
+
+// GapState is how far a gap is closed. A gap that is closed or accepted is not stored any more.
+type GapState string
+
+// The states.
+const (
+	// GapOpen: rows may be missing at the vendors.
+	GapOpen GapState = "open"
+	// GapRowsSent: a backfill has sent every row that there is; whether keys were deleted meanwhile is not known. The daemon is
+	// ready, and the gap stays listed until an operator accepts it.
+	GapRowsSent GapState = "rows_sent"
+)
+
+// Subject names what the gap is about.
+func (g *Gap) Subject() string {
+	if g.Table == "" {
+		return "all mapped tables"
+	}
+	return g.Table
+}
+
+func (g *Gap) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s", g.Subject(), g.Reason)
+	switch {
+	case g.Since != 0 && g.Until != 0:
+		fmt.Fprintf(&b, " (changes between %s and %s)", g.Since, g.Until)
+	case g.Since != 0:
+		fmt.Fprintf(&b, " (changes since %s)", g.Since)
+	}
+	return b.String()
+}
