@@ -16,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/cdcsync/cdcsync/internal/admin"
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/buffer"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/config"
@@ -277,7 +278,7 @@ func workerConfig(s *config.Sink) delivery.Config {
 		Sink: s.Name, Type: string(s.Type),
 		Batch:          delivery.Batch{Items: s.Batch.Items, Bytes: int(s.Batch.Bytes), Wait: s.Batch.Wait},
 		Concurrency:    s.Concurrency,
-		Retry:          delivery.Backoff(s.Retry),
+		Retry:          backoff.Range(s.Retry),
 		DeadLetters:    s.DeadLetters.Limit,
 		ConfirmTimeout: s.ConfirmTimeout,
 		ConfirmRate:    s.Polls.PerSecond(),

@@ -183,7 +183,7 @@ func (b *Buffer) appendParts(ctx context.Context, block []byte) (first, end uint
 func (b *Buffer) publishPart(ctx context.Context, m *nats.Msg, id string, size int) error {
 	next := b.tail.last + 1
 	m.Header[jetstream.ExpectedLastSeqHeader] = []string{strconv.FormatUint(b.tail.last, 10)}
-	var waits backoff
+	waits := newAttempts()
 	for {
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 		seq, err := b.publishOnce(attempt, m)
@@ -207,7 +207,7 @@ func (b *Buffer) publishPart(ctx context.Context, m *nats.Msg, id string, size i
 			if waits.tell() {
 				b.logger.Warn("block will be stored again", "err", err)
 			}
-			if err := waits.wait(ctx); err != nil {
+			if err := waits.Wait(ctx); err != nil {
 				return err
 			}
 		case errors.Is(err, ErrConflict):

@@ -142,7 +142,7 @@ func (b *Buffer) saveCursors(ctx context.Context) error {
 
 // writeCursors writes the cursors whenever one has moved, until ctx ends.
 func (b *Buffer) writeCursors(ctx context.Context) {
-	var waits backoff
+	waits := newAttempts()
 	for {
 		select {
 		case <-b.cursors.dirty:
@@ -152,12 +152,12 @@ func (b *Buffer) writeCursors(ctx context.Context) {
 		if err := b.saveCursors(ctx); err != nil && ctx.Err() == nil {
 			b.logger.Error("cursors are not written: blocks that are delivered now would be delivered again after a restart", "err", err)
 			wake(b.cursors.dirty)
-			if waits.wait(ctx) != nil {
+			if waits.Wait(ctx) != nil {
 				return
 			}
 			continue
 		}
-		waits = backoff{}
+		waits.Reset()
 		wake(b.trim)
 		select {
 		case <-time.After(cursorInterval):

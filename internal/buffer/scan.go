@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/cdcsync/cdcsync/internal/backoff"
 )
 
 // message is one of a stream.
@@ -131,7 +133,7 @@ func (b *Buffer) scan(ctx context.Context, stream, subject string, from uint64, 
 			return err
 		}
 		if len(messages) == 0 && subject == "" { // what was purged is at the front: a replica lags behind the leader
-			if err := pause(ctx, replicaLag); err != nil {
+			if err := backoff.Sleep(ctx, replicaLag); err != nil {
 				return err
 			}
 			continue

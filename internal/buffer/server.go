@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,6 +17,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sys/unix"
+
+	"github.com/cdcsync/cdcsync/internal/backoff"
 )
 
 // connect starts the embedded server, unless there is an external one, and connects to it.
@@ -186,7 +187,7 @@ const attemptTimeout = 5 * time.Second
 
 // retry calls f until it succeeds, fails for good, or ctx ends. f gets a context for one attempt.
 func (b *Buffer) retry(ctx context.Context, what string, f func(context.Context) error) error {
-	var waits backoff
+	waits := newAttempts()
 	for {
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 		err := f(attempt)
@@ -203,7 +204,7 @@ func (b *Buffer) retry(ctx context.Context, what string, f func(context.Context)
 		if waits.tell() {
 			b.logger.Warn("buffer request will be tried again", "request", what, "err", err)
 		}
-		if err := waits.wait(ctx); err != nil {
+		if err := waits.Wait(ctx); err != nil {
 			return err
 		}
 	}
@@ -230,40 +231,23 @@ func isTransient(err error) bool {
 	return errors.As(err, &api) && (api.Code == unavailable || api.ErrorCode == notAssigned || api.ErrorCode == notLeader)
 }
 
-// backoff waits longer from time to time, with jitter. The zero backoff is ready.
-type backoff struct {
-	next time.Duration
+// attempts are those of one request, which is logged now and then.
+type attempts struct {
+	backoff.Attempts
 	told time.Time
 }
 
-const (
-	backoffFirst = 20 * time.Millisecond
-	backoffMost  = 2 * time.Second
-	tellEvery    = 30 * time.Second
-)
+func newAttempts() attempts {
+	const first, most = 10 * time.Millisecond, 2 * time.Second
+	return attempts{Attempts: backoff.Attempts{Range: backoff.Range{Min: first, Max: most}}}
+}
 
-// tell says whether it is time to log that something is being tried again.
-func (b *backoff) tell() bool {
-	if now := time.Now(); now.Sub(b.told) >= tellEvery {
-		b.told = now
+// tell reports whether it is time to log that something is being tried again.
+func (a *attempts) tell() bool {
+	const every = 30 * time.Second
+	if now := time.Now(); now.Sub(a.told) >= every {
+		a.told = now
 		return true
 	}
 	return false
-}
-
-func (b *backoff) wait(ctx context.Context) error {
-	b.next = min(max(2*b.next, backoffFirst), backoffMost)
-	return pause(ctx, b.next/2+rand.N(b.next/2))
-}
-
-// pause waits for d or until ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

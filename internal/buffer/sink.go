@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
@@ -140,7 +141,7 @@ func (s *Sink) fetch(ctx context.Context) error {
 		return err
 	}
 	if len(messages) == 0 {
-		return pause(ctx, replicaLag)
+		return backoff.Sleep(ctx, replicaLag)
 	}
 	s.ahead = s.ahead[:0]
 	for _, m := range messages {

@@ -16,6 +16,7 @@ import (
 	"github.com/sourcegraph/conc/pool"
 	"golang.org/x/time/rate"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/mapping"
 	"github.com/cdcsync/cdcsync/internal/sinks"
@@ -27,8 +28,8 @@ type Config struct {
 	Type string // its type, for status
 
 	Batch       Batch
-	Concurrency int     // lanes: requests in flight at most
-	Retry       Backoff // zero means 500 ms to 1 m
+	Concurrency int           // lanes: requests in flight at most
+	Retry       backoff.Range // zero means 500 ms to 1 m
 	// DeadLetters is how many letters may be parked since the start or the last Resume; the next one halts the sink. 0: any number.
 	DeadLetters int
 
@@ -48,9 +49,6 @@ type Batch struct {
 	Bytes int           // of the request's body; an item that is larger goes alone. 0 means 1 MiB
 	Wait  time.Duration // an idle lane waits so long for more items before it sends a batch that is not full
 }
-
-// Backoff is exponential with full jitter: each wait is a random time between Min and a bound that doubles up to Max.
-type Backoff struct{ Min, Max time.Duration }
 
 // Deps are what a Worker works with.
 type Deps struct {
@@ -202,7 +200,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.BlockedProbe, defaultBlockedProbe)
 	setDefault(&c.ConfirmTimeout, defaultConfirmTimeout)
 	setDefault(&c.ConfirmRate, defaultConfirmRate)
-	setDefault(&c.Retry, Backoff{Min: defaultRetryMin, Max: defaultRetryMax})
+	setDefault(&c.Retry, backoff.Range{Min: defaultRetryMin, Max: defaultRetryMax})
 }
 
 func setDefault[T comparable](field *T, value T) {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"gopkg.in/yaml.v3"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/mapping"
 	"github.com/cdcsync/cdcsync/internal/shape"
@@ -458,7 +459,7 @@ var errStore = errors.New("disk is full")
 func testConfig() Config {
 	return Config{
 		Sink: "vendor", Type: "test", Batch: Batch{Items: 10}, Concurrency: 2,
-		Retry: Backoff{Min: 100 * time.Millisecond, Max: 10 * time.Second},
+		Retry: backoff.Range{Min: 100 * time.Millisecond, Max: 10 * time.Second},
 	}
 }
 

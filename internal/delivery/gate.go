@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
@@ -30,7 +30,7 @@ const (
 type gate struct {
 	log     *slog.Logger
 	metrics *metrics
-	retry   Backoff
+	retry   backoff.Range
 	probe   time.Duration // between attempts while the credentials are refused
 
 	mu       sync.Mutex
@@ -223,7 +223,7 @@ func (g *gate) failed(probe bool, d, after time.Duration, throttled bool, reason
 	}
 	if probe || g.circuit == circuitClosed && g.consecutive >= openAfter {
 		g.circuit = circuitFailing
-		g.probeAt = now.Add(g.retry.delay(g.consecutive))
+		g.probeAt = now.Add(g.retry.Delay(g.consecutive))
 	}
 }
 
@@ -263,7 +263,7 @@ func (g *gate) backOff(lane, n int, after time.Duration, reason string) time.Tim
 		delete(g.failing, lane)
 		return time.Time{}
 	}
-	next := time.Now().Add(max(after, g.retry.delay(n)))
+	next := time.Now().Add(max(after, g.retry.Delay(n)))
 	g.failing[lane] = failure{reason: reason, next: next}
 	return next
 }
@@ -411,16 +411,6 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// delay is the wait after the n-th failure, n from 1 on.
-func (b Backoff) delay(n int) time.Duration {
-	const doublings = 30 // beyond it the shift could overflow
-	bound := max(b.Max, b.Min)
-	if n <= doublings && b.Min<<n < bound {
-		bound = b.Min << n
-	}
-	return b.Min + rand.N(bound-b.Min+1)
-}
-
 // insist does fn until it succeeds, with back-off, and lets the sink's state say why it waits. It gives up when ctx ends or
 // the worker drains.
 func (w *Worker) insist(ctx context.Context, t trouble, fn func(context.Context) error) error {
@@ -435,7 +425,7 @@ func (w *Worker) insist(ctx context.Context, t trouble, fn func(context.Context)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		delay := w.cfg.Retry.delay(n)
+		delay := w.cfg.Retry.Delay(n)
 		failed := t
 		failed.reason, failed.next = t.what+": "+err.Error(), time.Now().Add(delay)
 		w.gate.troubled(failed)

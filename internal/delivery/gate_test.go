@@ -2,29 +2,16 @@ package delivery
 
 import (
 	"context"
-	"math"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"golang.org/x/time/rate"
-	"pgregory.net/rapid"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
-
-func TestDelayGrowsWithinItsBounds(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		b := Backoff{Min: time.Duration(rapid.IntRange(1, 1e9).Draw(t, "min"))}
-		b.Max = b.Min + time.Duration(rapid.IntRange(0, 1e12).Draw(t, "span"))
-		n := rapid.IntRange(1, 1000).Draw(t, "n")
-		if d := b.delay(n); d < b.Min || d > b.Max || n < 20 && float64(d) > float64(b.Min)*math.Pow(2, float64(n)) {
-			t.Errorf("%+v: wait %s after failure %d", b, d, n)
-		}
-	})
-}
 
 // slowVendor takes a time per request and counts those at once.
 type slowVendor struct {

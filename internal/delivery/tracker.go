@@ -11,6 +11,7 @@ import (
 	"github.com/sourcegraph/conc/pool"
 	"golang.org/x/time/rate"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
@@ -419,7 +420,7 @@ func (t *tracker) decide(ctx context.Context, c *confirmation) error {
 		reason := "not confirmed within " + t.worker.cfg.ConfirmTimeout.String() + " of its acceptance"
 		return t.reject(ctx, c, sinks.Outcome{Reason: reason})
 	}
-	wait := Backoff{Min: firstConfirm, Max: longestConfirm}.delay(c.asked)
+	wait := backoff.Range{Min: firstConfirm, Max: longestConfirm}.Delay(c.asked)
 	t.plan(c, max(wait, outcome.After, after))
 	return nil
 }

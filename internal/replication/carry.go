@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	limits "golang.org/x/time/rate"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
@@ -70,7 +71,7 @@ func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry
 		const bursts = 5 // a second
 		c.limiter = limits.NewLimiter(limits.Limit(e.Rate), max(1, int(e.Rate/bursts)))
 	}
-	var wait backoff
+	wait := backoff.Attempts{Range: reconnects}
 	for run.Err() == nil {
 		before := e.place.Chunk
 		err := c.run(run)
@@ -87,15 +88,12 @@ func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry
 			b.end(e, BackfillFailed, err.Error())
 			return c.fold(ctx)
 		case e.place.Chunk > before:
-			wait = backoff{}
+			wait.Reset()
 		}
-		delay := wait.next()
+		delay := wait.Next()
 		s.logger.WarnContext(ctx, "backfill interrupted", "id", e.ID, "table", e.Table.String(), "retry_in", delay, "err", err)
 		b.because(e, err.Error())
-		select {
-		case <-run.Done():
-		case <-time.After(delay):
-		}
+		_ = backoff.Sleep(run, delay) // the loop looks at run, too
 	}
 	return c.fold(ctx)
 }
@@ -130,7 +128,14 @@ func (c *carrier) run(ctx context.Context) error {
 		}
 	}
 	c.b.because(c.e, "")
+	c.rest(ctx)
 	return c.room(ctx, 0)
+}
+
+// rest closes the connection for a wait of any length.
+func (c *carrier) rest(ctx context.Context) {
+	c.readerFree()
+	c.reader.close(ctx)
 }
 
 // track sees to it that the stream tracks the table's keys, and waits until every transaction has ended that was open then: what it
@@ -154,18 +159,9 @@ func (c *carrier) track(ctx context.Context) error {
 			return nil
 		}
 		c.b.because(c.e, "waits until the transactions that are open now have ended: see pg_stat_activity, oldest xact_start first")
-		if err := sleep(ctx, wait); err != nil {
+		if err := backoff.Sleep(ctx, wait); err != nil {
 			return err
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
 	}
 }
 
@@ -195,6 +191,7 @@ func (c *carrier) one(ctx context.Context) error {
 	cancel()
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		c.b.because(c.e, "waits until the sinks have delivered what was read before")
+		c.rest(ctx)
 		err = c.room(ctx, chunksAhead-1)
 		c.b.because(c.e, "")
 		if err == nil {
@@ -259,8 +256,9 @@ func (c *carrier) passed(ctx context.Context) error {
 		first   = 2 * time.Millisecond
 		longest = 200 * time.Millisecond
 		nudge   = 5 * time.Millisecond
+		idle    = 4 * time.Second
 	)
-	nudged, begun := false, time.Now()
+	nudged, rested, begun := false, false, time.Now()
 	for wait := first; ; {
 		if c.s.hasPassed() {
 			return nil
@@ -271,6 +269,10 @@ func (c *carrier) passed(ctx context.Context) error {
 			if err := c.reader.nudge(ctx); err != nil {
 				c.s.logger.DebugContext(ctx, "nudge refused", "err", err) // the server writes and flushes by itself, if later
 			}
+		}
+		if !rested && time.Since(begun) >= idle {
+			rested = true
+			c.rest(ctx)
 		}
 		timer := time.NewTimer(wait)
 		select {

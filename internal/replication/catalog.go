@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -19,63 +20,119 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// catalog is the ordinary connection beside the stream. It is opened when it is needed and again when it was lost. It is safe for concurrent use.
+// catalog lends ordinary connections beside the stream. It keeps one for a moment: an idle session would hold up a server that
+// shuts down when its clients have left. It is safe for concurrent use.
 type catalog struct {
-	url string
+	url  string
+	idle time.Duration // a connection that is used no more is closed after it
 
-	mu     sync.Mutex
-	conn   *pgx.Conn
+	mu     sync.Mutex // held over no I/O
+	kept   *pgx.Conn  // nobody uses it; nil for none
+	expiry *time.Timer
 	lag    Lag
-	lagged time.Time // when lag was read
 }
 
-func newCatalog(url string) *catalog { return &catalog{url: url} }
+const (
+	catalogIdle = 2 * time.Second
+	// keptPatience is for a connection that was kept: it may be dead without a sign, and a new one then answers.
+	keptPatience = 5 * time.Second
+	// catalogPatience is for a new connection; what is asked takes milliseconds.
+	catalogPatience = 20 * time.Second
+)
 
-// with runs fn on the connection, and once more on a new one when the old one turns out to be gone.
-func (c *catalog) with(ctx context.Context, fn func(querier) error) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	fresh := c.conn == nil || c.conn.IsClosed()
-	if fresh {
-		if err := c.open(ctx); err != nil {
+func newCatalog(url string) *catalog { return &catalog{url: url, idle: catalogIdle} }
+
+// with runs fn on a connection, and once more on a new one when one that was kept turns out to be gone or does not answer. fn
+// gets a context with a deadline, and is to use no other. Callers do not wait for one another.
+func (c *catalog) with(ctx context.Context, fn func(context.Context, querier) error) error {
+	if conn := c.take(); conn != nil {
+		err := c.attempt(ctx, conn, keptPatience, fn)
+		if err == nil || !conn.IsClosed() || ctx.Err() != nil {
 			return err
 		}
 	}
-	err := fn(c.conn)
-	if err == nil || !c.conn.IsClosed() || fresh {
-		return err
-	}
-	if err := c.open(ctx); err != nil {
-		return err
-	}
-	return fn(c.conn)
-}
-
-func (c *catalog) open(ctx context.Context) error {
-	cfg, err := parseURL(c.url)
+	opening, cancel := context.WithTimeout(ctx, catalogPatience)
+	defer cancel()
+	conn, err := c.open(opening)
 	if err != nil {
 		return err
 	}
-	cfg.RuntimeParams["statement_timeout"] = "30s"
-	c.conn, err = pgx.ConnectConfig(ctx, cfg)
-	return err
+	return c.attempt(ctx, conn, catalogPatience, fn)
+}
+
+func (c *catalog) attempt(ctx context.Context, conn *pgx.Conn, patience time.Duration, fn func(context.Context, querier) error) error {
+	defer c.giveBack(ctx, conn)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return fn(ctx, conn)
+}
+
+func (c *catalog) open(ctx context.Context) (*pgx.Conn, error) {
+	cfg, err := parseURL(c.url)
+	if err != nil {
+		return nil, err
+	}
+	cfg.RuntimeParams["statement_timeout"] = strconv.FormatInt(catalogPatience.Milliseconds(), 10)
+	return connect(ctx, cfg)
+}
+
+// take gives the caller the connection that was kept, nil for none.
+func (c *catalog) take() *pgx.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	conn := c.kept
+	if conn != nil {
+		c.expiry.Stop()
+		c.kept = nil
+	}
+	return conn
+}
+
+// giveBack keeps the connection for a while, unless another is kept already.
+func (c *catalog) giveBack(ctx context.Context, conn *pgx.Conn) {
+	if conn.IsClosed() {
+		return
+	}
+	if ctx.Err() == nil && c.keep(ctx, conn) {
+		return
+	}
+	hangUp(ctx, conn)
+}
+
+func (c *catalog) keep(ctx context.Context, conn *pgx.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kept != nil {
+		return false
+	}
+	c.kept = conn
+	c.expiry = time.AfterFunc(c.idle, func() { c.expire(ctx, conn) })
+	return true
+}
+
+func (c *catalog) expire(ctx context.Context, conn *pgx.Conn) {
+	c.mu.Lock()
+	mine := c.kept == conn
+	if mine {
+		c.kept = nil
+	}
+	c.mu.Unlock()
+	if mine {
+		hangUp(ctx, conn)
+	}
 }
 
 // close goes on for a moment when ctx has ended.
 func (c *catalog) close(ctx context.Context) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.conn != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = c.conn.Close(ctx) // nothing is open in it
+	if conn := c.take(); conn != nil {
+		hangUp(ctx, conn)
 	}
 }
 
 // enrich completes a relation of the stream: the types of its columns and its primary key. The catalogue may be newer than
 // the relation: what it does not know any more stays as the stream gave it.
 func (c *catalog) enrich(ctx context.Context, rel *cdc.Relation) error {
-	return c.with(ctx, func(q querier) error {
+	return c.with(ctx, func(ctx context.Context, q querier) error {
 		if err := resolveTypes(ctx, q, rel); err != nil {
 			return err
 		}
@@ -302,35 +359,43 @@ func loadColumns(ctx context.Context, q querier, publication string, rel *cdc.Re
 
 // Lag is what the server says of the slot.
 type Lag struct {
-	ServerEnd cdc.LSN `json:"server_end"`     // where the server writes now
-	Retained  int64   `json:"retained_bytes"` // of WAL that the server keeps for the slot
+	At        time.Time `json:"at"`             // when it was asked
+	ServerEnd cdc.LSN   `json:"server_end"`     // where the server writes now
+	Retained  int64     `json:"retained_bytes"` // of WAL that the server keeps for the slot; negative where there is no slot
 }
 
 // Lag asks the server, at most every ten seconds; in between it gives what it was told last. It is safe for concurrent use.
 func (s *Stream) Lag(ctx context.Context) (Lag, error) {
 	const fresh = 10 * time.Second
 	c := s.catalog
-	c.mu.Lock()
-	lag, age := c.lag, time.Since(c.lagged)
-	c.mu.Unlock()
-	if age < fresh {
+	if lag := c.lastLag(); time.Since(lag.At) < fresh {
 		return lag, nil
 	}
-	err := c.with(ctx, func(q querier) error {
+	var lag Lag
+	err := c.with(ctx, func(ctx context.Context, q querier) error {
+		lag.At = time.Now()
 		var end string
 		err := q.QueryRow(ctx, `
 			with now(lsn) as (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end)
-			select now.lsn::text, coalesce((select pg_wal_lsn_diff(now.lsn, restart_lsn)::bigint from pg_replication_slots where slot_name = $1), 0)
+			select now.lsn::text, coalesce((select pg_wal_lsn_diff(now.lsn, restart_lsn)::bigint from pg_replication_slots where slot_name = $1), -1)
 			from now`, s.cfg.Slot).Scan(&end, &lag.Retained)
 		if err != nil {
 			return err
 		}
 		lag.ServerEnd, err = cdc.ParseLSN(end)
-		c.lag, c.lagged = lag, time.Now()
 		return err
 	})
 	if err != nil {
 		return Lag{}, fmt.Errorf("slot %s: %w", s.cfg.Slot, err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lag = lag
 	return lag, nil
+}
+
+func (c *catalog) lastLag() Lag {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lag
 }

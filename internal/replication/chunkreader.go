@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +27,9 @@ type chunkReader struct {
 	maxRow           int
 
 	conn       *pgx.Conn
-	frames     *frames // of conn, which reads through it
+	opened     time.Time     // when conn was
+	patience   time.Duration // without a byte of an answer; 0 means chunkPatience
+	frames     *frames       // of conn, which reads through it
 	relation   *cdc.Relation
 	encoded    []byte
 	version    string   // of the table's columns
@@ -47,35 +51,51 @@ type chunkReader struct {
 type chunkQueries struct{ first, next, again, firstKey, nextKey, againKey string }
 
 func (r *chunkReader) close(ctx context.Context) {
-	if r.conn == nil {
-		return
+	if r.conn != nil {
+		hangUp(ctx, r.conn)
+		r.conn = nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_ = r.conn.Close(ctx) // at most a read-only transaction is open in it
-	r.conn = nil
 }
+
+const (
+	// chunkPatience is for an answer's next byte. It doubles when it was too short: an index may have much to pass over.
+	chunkPatience     = 45 * time.Second
+	chunkMostPatience = 16 * chunkPatience
+	// chunkLifetime bounds a connection's: a server that shuts down when its clients have left gets its way.
+	chunkLifetime = time.Minute
+)
 
 // open connects when there is no connection, and looks at the table.
 func (r *chunkReader) open(ctx context.Context) error {
-	if r.conn != nil && !r.conn.IsClosed() {
+	if r.conn != nil && !r.conn.IsClosed() && time.Since(r.opened) < chunkLifetime {
 		return nil
 	}
+	r.close(ctx)
 	cfg, err := parseURL(r.url)
 	if err != nil {
 		return err
 	}
 	cfg.RuntimeParams["statement_timeout"] = "0"
 	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
+	patience := max(r.patience, chunkPatience)
+	dial := cfg.DialFunc
+	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return newPatientConn(conn, patience), nil
+	}
 	cfg.BuildFrontend = func(in io.Reader, out io.Writer) *pgproto3.Frontend {
 		r.frames = newFrames(in, int64(r.maxRow)) // of the last host that is tried, which is the one that is taken
 		frontend := pgproto3.NewFrontend(r.frames, out)
 		frontend.SetMaxBodyLen(r.maxRow)
 		return frontend
 	}
-	if r.conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
-		return fmt.Errorf("connect: %w", err)
+	if r.conn, err = connect(ctx, cfg); err != nil {
+		return err
 	}
+	r.opened = time.Now()
 	return r.look(ctx)
 }
 
@@ -301,8 +321,12 @@ func (r *chunkReader) read(ctx context.Context, p *place, size int, c *chunk) er
 			continue
 		case err != nil:
 			r.close(ctx)
+			if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
+				r.patience = min(2*max(r.patience, chunkPatience), chunkMostPatience)
+			}
 			return withoutRow(err)
 		}
+		r.patience = 0
 		c.took = time.Since(begun)
 		r.careful, r.oversized = false, 0
 		return nil

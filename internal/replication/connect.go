@@ -44,6 +44,7 @@ func parseURL(url string) (*pgx.ConnConfig, error) {
 		}
 	}
 	pin(cfg.RuntimeParams)
+	bound(cfg)
 	return cfg, nil
 }
 

@@ -13,6 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/sourcegraph/conc/pool"
+
+	"github.com/cdcsync/cdcsync/internal/backoff"
 )
 
 // lagging is the same database through a line on which what the server says is late now and then, by up to most.
@@ -96,7 +98,7 @@ func (r *late) Read(p []byte) (int, error) {
 	wait := time.Duration(r.line.r.Int64N(int64(r.line.most)))
 	r.line.mu.Unlock()
 	if held {
-		_ = sleep(r.ctx, wait) // at the end the connection is closed anyway
+		_ = backoff.Sleep(r.ctx, wait) // at the end the connection is closed anyway
 	}
 	return n, err
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
@@ -28,8 +29,9 @@ type ReaderOptions struct {
 type Reader struct {
 	pool        *pgxpool.Pool
 	publication string
+	patience    time.Duration // for one question
 
-	mu    sync.Mutex
+	mu    sync.Mutex // held over no I/O
 	types map[uint32]*cdc.Type
 }
 
@@ -41,6 +43,14 @@ type LookupResult struct {
 	Columns []cdc.Field         // of each Record: all columns of the result but the first
 	Records map[string][]Record // by the text of the first column, in the order of the result
 }
+
+const (
+	// A server that shuts down when its clients have left waits for idle sessions, too, and lets no new ones in.
+	readerIdle     = 4 * time.Second
+	readerLifetime = time.Minute
+	// readerSlack is what a question may take beyond the server's own time-out, after which the connection counts as dead.
+	readerSlack = 10 * time.Second
+)
 
 // NewReader makes a pool; connections are opened when they are needed, so that an unreachable server is not an error here.
 func NewReader(ctx context.Context, url string, opts ReaderOptions) (*Reader, error) {
@@ -60,12 +70,14 @@ func NewReader(ctx context.Context, url string, opts ReaderOptions) (*Reader, er
 	}
 	pin(cfg.ConnConfig.RuntimeParams)
 	cfg.ConnConfig.RuntimeParams["statement_timeout"] = strconv.FormatInt(opts.StatementTimeout.Milliseconds(), 10)
+	bound(cfg.ConnConfig)
 	cfg.MaxConns = int32(opts.Connections)
+	cfg.MaxConnIdleTime, cfg.HealthCheckPeriod, cfg.MaxConnLifetime = readerIdle, readerIdle/2, readerLifetime
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("query connections: %w", err)
 	}
-	return &Reader{pool: pool, publication: opts.Publication, types: make(map[uint32]*cdc.Type)}, nil
+	return &Reader{pool: pool, publication: opts.Publication, patience: opts.StatementTimeout + readerSlack, types: make(map[uint32]*cdc.Type)}, nil
 }
 
 // Close waits until what is under way has ended.
@@ -73,6 +85,8 @@ func (r *Reader) Close() { r.pool.Close() }
 
 // Relation gives a table as the stream would announce it now; nil when there is no such table.
 func (r *Reader) Relation(ctx context.Context, schema, name string) (*cdc.Relation, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	defer cancel()
 	rel, err := loadRelation(ctx, r.pool, r.publication, schema, name)
 	if err != nil {
 		return nil, fmt.Errorf("table %s.%s: %w", schema, name, err)
@@ -132,6 +146,8 @@ type presentTable struct {
 
 // presentTable finds the table by its OID, since it may have been renamed; nil when it is gone.
 func (r *Reader) presentTable(ctx context.Context, rel *cdc.Relation) (*presentTable, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	defer cancel()
 	rows, err := r.pool.Query(ctx, `
 		select case when c.relkind = 'r' then 'only ' else '' end || format('%I.%I', n.nspname, c.relname), a.attname::text, format_type(a.atttypid, -1)
 		from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -231,23 +247,18 @@ func (r *Reader) Lookup(ctx context.Context, sql string, keys []string, xids []u
 
 // columns resolves the types of a result.
 func (r *Reader) columns(ctx context.Context, fields []pgconn.FieldDescription) ([]cdc.Field, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	columns := make([]cdc.Field, len(fields))
-	var ask []uint32
-	for i, f := range fields {
-		columns[i] = cdc.Field{Name: f.Name, Type: r.types[f.DataTypeOID]}
-		if columns[i].Type == nil {
-			ask = append(ask, f.DataTypeOID)
-		}
-	}
+	columns, ask := r.knownColumns(fields)
 	if len(ask) == 0 {
 		return columns, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	defer cancel()
 	types, err := loadTypes(ctx, r.pool, ask)
 	if err != nil {
 		return nil, err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for i, f := range fields {
 		if columns[i].Type != nil {
 			continue
@@ -259,6 +270,20 @@ func (r *Reader) columns(ctx context.Context, fields []pgconn.FieldDescription) 
 		r.types[f.DataTypeOID], columns[i].Type = t, t
 	}
 	return columns, nil
+}
+
+// knownColumns leaves the types nil that have to be asked for.
+func (r *Reader) knownColumns(fields []pgconn.FieldDescription) (columns []cdc.Field, ask []uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	columns = make([]cdc.Field, len(fields))
+	for i, f := range fields {
+		columns[i] = cdc.Field{Name: f.Name, Type: r.types[f.DataTypeOID]}
+		if columns[i].Type == nil {
+			ask = append(ask, f.DataTypeOID)
+		}
+	}
+	return columns, ask
 }
 
 // found is the result of one query.
@@ -278,16 +303,16 @@ func (r *Reader) read(ctx context.Context, sql string, params [][]byte, xids []u
 		if err != nil || seen {
 			return result, withoutRow(err)
 		}
-		select {
-		case <-ctx.Done():
-			return found{}, fmt.Errorf("wait until transactions are visible: %w", ctx.Err())
-		case <-time.After(wait):
+		if err := backoff.Sleep(ctx, wait); err != nil {
+			return found{}, fmt.Errorf("wait until transactions are visible: %w", err)
 		}
 	}
 }
 
 // readOnce sends all that it takes in one go: a transaction whose snapshot serves both questions.
 func (r *Reader) readOnce(ctx context.Context, sql string, params [][]byte, xids []uint32) (result found, seen bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	defer cancel()
 	conn, err := r.pool.Acquire(ctx)
 	if err != nil {
 		return found{}, false, err

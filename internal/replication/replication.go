@@ -10,11 +10,11 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
@@ -87,7 +87,7 @@ func New(cfg Config, log Log, logger *slog.Logger, reg prometheus.Registerer) *S
 // returns are those that an operator must mend (see IsPermanent). Call it once.
 func (s *Stream) Run(ctx context.Context) error {
 	defer s.catalog.close(ctx)
-	var wait backoff
+	wait := backoff.Attempts{Range: reconnects}
 	for {
 		before := s.status.storedLSN()
 		err := s.session(ctx)
@@ -99,14 +99,11 @@ func (s *Stream) Run(ctx context.Context) error {
 			s.status.stopped(err.Error())
 			return err
 		case s.status.storedLSN() > before:
-			wait = backoff{}
+			wait.Reset()
 		}
-		delay := wait.next()
+		delay := wait.Next()
 		s.retrying(ctx, err, delay)
-		select {
-		case <-ctx.Done():
-		case <-time.After(delay):
-		}
+		_ = backoff.Sleep(ctx, delay) // the session looks at ctx, too
 	}
 }
 
@@ -123,19 +120,8 @@ func (s *Stream) retrying(ctx context.Context, err error, delay time.Duration) {
 	s.logger.WarnContext(ctx, "replication interrupted", "slot", s.cfg.Slot, "retry_in", delay, "err", err)
 }
 
-// backoff gives the waits between attempts: exponential with full jitter above a floor.
-type backoff struct{ attempts int }
-
-func (b *backoff) next() time.Duration {
-	const (
-		floor   = 100 * time.Millisecond
-		ceiling = 5 * time.Second // a standby takes over at most so long after the slot is free
-		doubles = 6
-	)
-	limit := min(ceiling, floor<<min(b.attempts, doubles))
-	b.attempts++
-	return floor + rand.N(limit)
-}
+// reconnects are the waits between attempts. A standby takes over at most Max after the slot is free.
+var reconnects = backoff.Range{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 
 // incarnation is what the log keeps to know its slot again.
 type incarnation struct {
