@@ -159,11 +159,6 @@ func resolveTypes(ctx context.Context, q querier, rel *cdc.Relation) error {
 	return nil
 }
 
-// primaryKey finds the key's columns in rel. A key that rel does not have whole belongs to another version of the table.
-func primaryKey(ctx context.Context, q querier, rel *cdc.Relation) ([]int, error) {
-	return indexKey(ctx, q, rel, "x.indisprimary")
-}
-
 // indexKey finds, in the index's order, the columns of the index that meets a condition.
 func indexKey(ctx context.Context, q querier, rel *cdc.Relation, condition string) ([]int, error) {
 	rows, err := q.Query(ctx, `

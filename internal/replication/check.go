@@ -92,14 +92,14 @@ func createSlotSQL(slot string) string {
 	return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", quoteLiteral(slot))
 }
 
-// look surveys over a replication connection, so that the right to make one is tried as well.
+// look surveys. A replication connection is made, too, so that the right to do so is tried.
 func look(ctx context.Context, cfg *Config) (*survey, error) {
-	w, err := dialWire(ctx, cfg.URL, DefaultMaxRow)
+	server, err := dialServer(ctx, cfg.URL, DefaultMaxRow)
 	if err != nil {
 		return nil, connectError(err, false)
 	}
-	defer w.close(ctx)
-	return surveySource(ctx, w.conn, cfg)
+	defer server.close(ctx)
+	return surveySource(ctx, server.sql, cfg)
 }
 
 // findings judges a survey, the gravest first.

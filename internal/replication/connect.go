@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -11,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
 // pinned are start-up parameters of every connection: settings of a role or a database must not leak into values.
@@ -48,25 +51,98 @@ func parseURL(url string) (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
-// wire is an open replication connection. Until stream is called conn may be used for SQL, by the simple protocol.
-type wire struct {
-	conn   *pgx.Conn
-	frames *frames
-	taken  net.Conn // once replication has begun
+// server is one server, reached twice: by an ordinary connection, for every question, and by a walsender's.
+type server struct {
+	sql  *pgx.Conn
+	wire *wire
 }
 
-// dialWire opens a replication connection to the database.
-func dialWire(ctx context.Context, url string, maxRow int64) (*wire, error) {
+// dialServer opens both connections, and makes sure that they lead to the same server also where the URL names several hosts
+// or a proxy stands between.
+func dialServer(ctx context.Context, url string, maxRow int64) (_ *server, err error) {
 	cfg, err := parseURL(url)
 	if err != nil {
 		return nil, err
 	}
-	cfg.RuntimeParams["replication"] = "database"
-	cfg.RuntimeParams["statement_timeout"] = "0"               // making a slot waits for open transactions
-	cfg.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol // a walsender knows no other
+	cfg.RuntimeParams["statement_timeout"] = statementTimeout
+	var address string
 	dial := cfg.DialFunc
-	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := dial(ctx, network, address)
+	cfg.DialFunc = func(ctx context.Context, network, at string) (net.Conn, error) {
+		address = at
+		return dial(ctx, network, at)
+	}
+	s := &server{}
+	if s.sql, err = pgx.ConnectConfig(ctx, cfg); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.close(ctx)
+		}
+	}()
+	if s.wire, err = dialWire(ctx, url, address, maxRow); err != nil {
+		return nil, err
+	}
+	return s, s.checkSame(ctx)
+}
+
+// statementTimeout is for what is asked of the catalogue.
+const statementTimeout = "30s"
+
+// checkSame asks the ordinary connection for the walsender. A pooler gives process IDs of its own, with which nothing can be found.
+func (s *server) checkSame(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var self uint32
+	var seen bool
+	err := s.sql.QueryRow(ctx, `
+		select pg_backend_pid(), exists (select from pg_stat_activity where pid = $1 and backend_type = 'walsender')`, int32(s.wire.pg.PID())).
+		Scan(&self, &seen)
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	if pooled := self != s.sql.PgConn().PID(); !seen && !pooled {
+		return errors.New("the two connections to source.url lead to different servers")
+	}
+	return nil
+}
+
+// close says goodbye, also when ctx has ended. It may be called twice.
+func (s *server) close(ctx context.Context) {
+	if s.wire != nil {
+		s.wire.close(ctx)
+	}
+	s.closeSQL(ctx)
+}
+
+func (s *server) closeSQL(ctx context.Context) { hangUp(ctx, s.sql) }
+
+const closePatience = time.Second
+
+// wire is a replication connection. It takes commands of the replication protocol and no SQL: from Postgres 16 on, a query
+// fills the walsender's relation cache with the catalogue as it is now, by which it would then decode WAL of the past.
+type wire struct {
+	pg     *pgconn.PgConn
+	frames *frames
+	taken  net.Conn // once replication has begun
+}
+
+// dialWire opens a replication connection to the database, at the address that the ordinary connection has reached.
+func dialWire(ctx context.Context, url, address string, maxRow int64) (*wire, error) {
+	parsed, err := parseURL(url)
+	if err != nil {
+		return nil, err
+	}
+	cfg := &parsed.Config
+	cfg.RuntimeParams["replication"] = "database"
+	cfg.RuntimeParams["statement_timeout"] = "0" // making a slot waits for open transactions
+	cfg.ValidateConnect = nil                    // target_session_attrs is asked for by SQL, and was
+	dial := cfg.DialFunc
+	cfg.DialFunc = func(ctx context.Context, network, at string) (net.Conn, error) {
+		if at != address {
+			return nil, fmt.Errorf("%s is not the server that is in use", at)
+		}
+		conn, err := dial(ctx, network, at)
 		if err != nil {
 			return nil, err
 		}
@@ -80,17 +156,64 @@ func dialWire(ctx context.Context, url string, maxRow int64) (*wire, error) {
 		w.frames = newFrames(r, maxRow) // of the last host that is tried, which is the one that is taken
 		return pgproto3.NewFrontend(w.frames, out)
 	}
-	w.conn, err = pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
+	if w.pg, err = pgconn.ConnectConfig(ctx, cfg); err != nil {
 		return nil, err
 	}
 	return w, nil
 }
 
+// command is one of the replication protocol's commands (manual, section "Streaming Replication Protocol"), none of which
+// reads a table's definition.
+type command struct{ text string }
+
+func (w *wire) row(ctx context.Context, c command) ([][]byte, error) {
+	results, err := w.pg.Exec(ctx, c.text).ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	if len(results) != 1 || len(results[0].Rows) == 0 {
+		return nil, nil
+	}
+	return results[0].Rows[0], nil
+}
+
+// identify returns the system identifier.
+func (w *wire) identify(ctx context.Context) (string, error) {
+	row, err := w.row(ctx, command{"IDENTIFY_SYSTEM"})
+	if err == nil && len(row) == 0 {
+		err = errors.New("no row")
+	}
+	if err != nil {
+		return "", fmt.Errorf("identify system: %w", err)
+	}
+	return string(row[0]), nil
+}
+
+// reserve makes a slot and returns where it begins, and the name of a snapshot that shows exactly what lies before.
+func (w *wire) reserve(ctx context.Context, slot string) (at cdc.LSN, snapshot string, err error) {
+	// The spelling that versions 14 to 18 all read.
+	row, err := w.row(ctx, command{"CREATE_REPLICATION_SLOT " + pgx.Identifier{slot}.Sanitize() + " LOGICAL pgoutput EXPORT_SNAPSHOT"})
+	if err != nil {
+		return 0, "", err
+	}
+	if len(row) < 3 {
+		return 0, "", errors.New("create slot: no answer")
+	}
+	at, err = cdc.ParseLSN(string(row[1]))
+	return at, string(row[2]), err
+}
+
+func (w *wire) drop(ctx context.Context, slot string) error {
+	if _, err := w.row(ctx, command{"DROP_REPLICATION_SLOT " + pgx.Identifier{slot}.Sanitize()}); err != nil {
+		return fmt.Errorf("drop slot %s: %w", slot, err)
+	}
+	return nil
+}
+
 // start begins replication and takes the connection from pgconn: what follows is read through w.frames only.
-func (w *wire) start(ctx context.Context, command string) (net.Conn, error) {
-	pg := w.conn.PgConn()
-	pg.Frontend().SendQuery(&pgproto3.Query{String: command})
+func (w *wire) start(ctx context.Context, c command) (net.Conn, error) {
+	pg := w.pg
+	pg.Frontend().SendQuery(&pgproto3.Query{String: c.text})
 	if err := pg.Frontend().Flush(); err != nil {
 		return nil, err
 	}
@@ -118,15 +241,14 @@ func (w *wire) start(ctx context.Context, command string) (net.Conn, error) {
 
 // close says goodbye, also when ctx has ended, and waits for the server to hang up: then the slot is free.
 func (w *wire) close(ctx context.Context) {
-	const patience = time.Second
 	if w.taken == nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closePatience)
 		defer cancel()
-		_ = w.conn.Close(ctx) // nothing is open in it
+		_ = w.pg.Close(ctx) // nothing is open in it
 		return
 	}
 	terminate := []byte{'X', 0, 0, 0, 4}
-	if w.taken.SetDeadline(time.Now().Add(patience)) == nil {
+	if w.taken.SetDeadline(time.Now().Add(closePatience)) == nil {
 		if _, err := w.taken.Write(terminate); err == nil { // it may be gone already
 			_, _ = io.Copy(io.Discard, w.taken)
 		}

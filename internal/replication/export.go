@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -91,23 +90,23 @@ type Reservation struct {
 	Snapshot string // its name
 
 	cfg    Config
-	wire   *wire
+	server *server
 	source incarnation
 }
 
 // Reserve makes the slot, the publication before it when cfg.Manage says so. The slot must not exist.
 func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservation, err error) {
-	w, err := dialWire(ctx, cfg.URL, DefaultMaxRow)
+	server, err := dialServer(ctx, cfg.URL, DefaultMaxRow)
 	if err != nil {
 		return nil, connectError(err, false)
 	}
-	r := &Reservation{cfg: cfg, wire: w}
+	r := &Reservation{cfg: cfg, server: server}
 	defer func() {
 		if err != nil {
-			w.close(ctx)
+			server.close(ctx)
 		}
 	}()
-	sv, err := surveySource(ctx, w.conn, &cfg)
+	sv, err := surveySource(ctx, server.sql, &cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -120,12 +119,12 @@ func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservati
 			Solution: "export without --with-slot, or, if nothing needs the slot: " + dropSlot(cfg.Slot),
 		}
 	}
-	if r.source.System, err = systemIdentifier(ctx, w.conn); err != nil {
+	if r.source.System, err = server.wire.identify(ctx); err != nil {
 		return nil, err
 	}
 	s := &Stream{cfg: cfg, logger: logger}
 	if cfg.Manage {
-		if err := s.managePublication(ctx, w.conn, sv); err != nil {
+		if err := s.managePublication(ctx, server.sql, sv); err != nil {
 			return nil, err
 		}
 	}
@@ -138,21 +137,13 @@ func (r *Reservation) create(ctx context.Context, logger *slog.Logger) error {
 		logger.WarnContext(ctx, "making the slot waits for open transactions to end; see pg_stat_activity, oldest xact_start first", "slot", r.cfg.Slot)
 	})
 	defer timer.Stop()
-	// The spelling that versions 14 to 18 all read.
-	command := "CREATE_REPLICATION_SLOT " + pgx.Identifier{r.cfg.Slot}.Sanitize() + " LOGICAL pgoutput EXPORT_SNAPSHOT"
-	results, err := r.wire.conn.PgConn().Exec(ctx, command).ReadAll()
-	if err != nil {
+	var err error
+	if r.source.Created, r.Snapshot, err = r.server.wire.reserve(ctx, r.cfg.Slot); err != nil {
 		return streamError(&r.cfg, err)
 	}
-	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) < 3 {
-		return errors.New("create slot: no answer")
-	}
-	row := results[0].Rows[0]
-	r.Snapshot = string(row[2])
 	r.source.Slot = r.cfg.Slot
-	r.source.Created, err = cdc.ParseLSN(string(row[1]))
 	r.source.Confirmed = r.source.Created
-	return err
+	return nil
 }
 
 // Keep makes the log accept the slot, so that a Stream begins behind the snapshot. The log must be one that has nothing of another slot.
@@ -165,13 +156,9 @@ func (r *Reservation) Keep(ctx context.Context, to Log) error {
 
 // Release ends the snapshot; unless keep is set, the slot is dropped, too.
 func (r *Reservation) Release(ctx context.Context, keep bool) error {
-	defer r.wire.close(ctx)
+	defer r.server.close(ctx)
 	if keep {
 		return nil
 	}
-	_, err := r.wire.conn.PgConn().Exec(ctx, "DROP_REPLICATION_SLOT "+pgx.Identifier{r.cfg.Slot}.Sanitize()).ReadAll()
-	if err != nil {
-		return fmt.Errorf("drop slot %s: %w", r.cfg.Slot, err)
-	}
-	return nil
+	return r.server.wire.drop(ctx, r.cfg.Slot)
 }

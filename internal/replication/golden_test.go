@@ -157,7 +157,7 @@ func (l *live) sent() [][]byte {
 	}
 	defer func() { _ = conn.Close(l.ctx) }()
 	pg := conn.PgConn()
-	pg.Frontend().SendQuery(&pgproto3.Query{String: (&plan{}).command(&l.cfg)})
+	pg.Frontend().SendQuery(&pgproto3.Query{String: (&plan{}).command(&l.cfg).text})
 	if err := pg.Frontend().Flush(); err != nil {
 		l.t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ type Recovery struct {
 	cfg    Config
 	log    Log
 	logger *slog.Logger
-	wire   *wire
+	server *server
 	survey *survey
 	system string
 	tail   cdc.Footer
@@ -30,23 +30,23 @@ type Recovery struct {
 
 // OpenRecovery finds out what is wrong. No stream may run. An *Error is something that has to be mended first.
 func OpenRecovery(ctx context.Context, cfg Config, log Log, logger *slog.Logger) (_ *Recovery, err error) {
-	w, err := dialWire(ctx, cfg.URL, DefaultMaxRow)
+	server, err := dialServer(ctx, cfg.URL, DefaultMaxRow)
 	if err != nil {
 		return nil, connectError(err, false)
 	}
-	r := &Recovery{cfg: cfg, log: log, logger: logger, wire: w}
+	r := &Recovery{cfg: cfg, log: log, logger: logger, server: server}
 	defer func() {
 		if err != nil {
-			w.close(ctx)
+			server.close(ctx)
 		}
 	}()
-	if r.survey, err = surveySource(ctx, w.conn, &cfg); err != nil {
+	if r.survey, err = surveySource(ctx, server.sql, &cfg); err != nil {
 		return nil, err
 	}
 	if err := r.checkRest(); err != nil {
 		return nil, err
 	}
-	if r.system, err = systemIdentifier(ctx, w.conn); err != nil {
+	if r.system, err = server.wire.identify(ctx); err != nil {
 		return nil, err
 	}
 	return r, r.diagnose(ctx)
@@ -98,14 +98,14 @@ func (r *Recovery) diagnose(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the connection.
-func (r *Recovery) Close(ctx context.Context) { r.wire.close(ctx) }
+// Close ends the connections.
+func (r *Recovery) Close(ctx context.Context) { r.server.close(ctx) }
 
 // Run makes the slot where that is needed and the log accept it. It returns where the stream begins.
 func (r *Recovery) Run(ctx context.Context) (cdc.LSN, error) {
 	s := &Stream{cfg: r.cfg, logger: r.logger}
 	if r.cfg.Manage {
-		if err := s.managePublication(ctx, r.wire.conn, r.survey); err != nil {
+		if err := s.managePublication(ctx, r.server.sql, r.survey); err != nil {
 			return 0, err
 		}
 	}
@@ -114,12 +114,12 @@ func (r *Recovery) Run(ctx context.Context) (cdc.LSN, error) {
 		begin = r.survey.slot.confirmed
 	} else {
 		if r.survey.slot != nil {
-			if _, err := r.wire.conn.Exec(ctx, dropSlot(r.cfg.Slot)); err != nil {
+			if _, err := r.server.sql.Exec(ctx, dropSlot(r.cfg.Slot)); err != nil {
 				return 0, fmt.Errorf("drop slot %s: %w", r.cfg.Slot, err)
 			}
 		}
 		var err error
-		if begin, err = s.createSlot(ctx, r.wire.conn); err != nil {
+		if begin, err = s.createSlot(ctx, r.server.sql); err != nil {
 			return 0, err
 		}
 	}

@@ -63,22 +63,23 @@ type relation struct {
 // session connects, prepares and streams until something ends it. It never returns nil.
 func (s *Stream) session(ctx context.Context) error {
 	s.status.connecting()
-	w, err := dialWire(ctx, s.cfg.URL, s.cfg.MaxRow)
+	server, err := dialServer(ctx, s.cfg.URL, s.cfg.MaxRow)
 	if err != nil {
 		return connectError(err, s.status.everStreamed())
 	}
-	defer w.close(ctx)
-	plan, err := s.prepare(ctx, w.conn)
+	defer server.close(ctx)
+	plan, err := s.prepare(ctx, server)
 	if err != nil {
 		return err
 	}
-	conn, err := w.start(ctx, plan.command(&s.cfg))
+	server.closeSQL(ctx)
+	conn, err := server.wire.start(ctx, plan.command(&s.cfg))
 	if err != nil {
 		return streamError(&s.cfg, err)
 	}
 	s.logger.InfoContext(ctx, "streaming", "slot", s.cfg.Slot, "start", plan.start(), "open", plan.tail.Resume.Open, "stored_changes", plan.tail.Resume.Ordinal)
 	s.status.streaming(plan.start())
-	session := s.newSession(plan, conn, w.frames)
+	session := s.newSession(plan, conn, server.wire.frames)
 	if s.cfg.Backfills != nil {
 		if session.tracking, err = s.cfg.Backfills.recall(ctx, plan.tail.State); err != nil {
 			return err

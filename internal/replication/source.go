@@ -226,15 +226,15 @@ type plan struct {
 func (p *plan) start() cdc.LSN { return max(p.tail.Resume.End, p.source.Confirmed) }
 
 // command asks for the slot's changes; the server goes on from its own confirmed position when that is later.
-func (p *plan) command(cfg *Config) string {
+func (p *plan) command(cfg *Config) command {
 	publication := quoteLiteral(pgx.Identifier{cfg.Publication}.Sanitize())
-	return fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '2', publication_names %s)",
-		pgx.Identifier{cfg.Slot}.Sanitize(), p.start(), publication)
+	return command{fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '2', publication_names %s)",
+		pgx.Identifier{cfg.Slot}.Sanitize(), p.start(), publication)}
 }
 
 // prepare looks at the source and the log, refuses what would lose changes, and makes what is missing when that is wanted.
-func (s *Stream) prepare(ctx context.Context, conn *pgx.Conn) (*plan, error) {
-	sv, err := surveySource(ctx, conn, &s.cfg)
+func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
+	sv, err := surveySource(ctx, server.sql, &s.cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +244,7 @@ func (s *Stream) prepare(ctx context.Context, conn *pgx.Conn) (*plan, error) {
 	if slot := sv.slot; slot != nil && slot.activePID != 0 {
 		return nil, &busyError{slot: s.cfg.Slot, pid: slot.activePID, holder: slot.holder}
 	}
-	system, err := systemIdentifier(ctx, conn)
+	system, err := server.wire.identify(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +257,7 @@ func (s *Stream) prepare(ctx context.Context, conn *pgx.Conn) (*plan, error) {
 		return nil, err
 	}
 	if s.cfg.Manage { // the publication first: a slot that is older than it cannot decode
-		if err := s.managePublication(ctx, conn, sv); err != nil {
+		if err := s.managePublication(ctx, server.sql, sv); err != nil {
 			return nil, err
 		}
 	}
@@ -267,7 +267,7 @@ func (s *Stream) prepare(ctx context.Context, conn *pgx.Conn) (*plan, error) {
 	case sv.slot != nil:
 		p.source = incarnation{Created: sv.slot.confirmed}
 	default:
-		if p.source.Created, err = s.createSlot(ctx, conn); err != nil {
+		if p.source.Created, err = s.createSlot(ctx, server.sql); err != nil {
 			return nil, err
 		}
 	}
@@ -344,17 +344,6 @@ func (s *Stream) compare(system string, slot *slotFacts, known *incarnation, p *
 	}
 }
 
-func systemIdentifier(ctx context.Context, conn *pgx.Conn) (string, error) {
-	results, err := conn.PgConn().Exec(ctx, "IDENTIFY_SYSTEM").ReadAll()
-	if err != nil {
-		return "", fmt.Errorf("identify system: %w", err)
-	}
-	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) == 0 {
-		return "", errors.New("identify system: no row")
-	}
-	return string(results[0].Rows[0][0]), nil
-}
-
 // createSlot returns the slot's first consistent LSN. The server waits until the transactions that are open now have ended.
 func (s *Stream) createSlot(ctx context.Context, conn *pgx.Conn) (cdc.LSN, error) {
 	const patience = 5 * time.Second
@@ -362,6 +351,9 @@ func (s *Stream) createSlot(ctx context.Context, conn *pgx.Conn) (cdc.LSN, error
 		s.logger.WarnContext(ctx, "making the slot waits for open transactions to end; see pg_stat_activity, oldest xact_start first", "slot", s.cfg.Slot)
 	})
 	defer timer.Stop()
+	if _, err := conn.Exec(ctx, "set statement_timeout = 0"); err != nil {
+		return 0, fmt.Errorf("slot %s: %w", s.cfg.Slot, err)
+	}
 	var at string
 	err := conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot).Scan(&at)
 	if err != nil {
