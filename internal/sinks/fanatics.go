@@ -108,14 +108,18 @@ func (f *Fanatics) settle(got *answer, accounts []string) ([]Outcome, error) {
 		Errors []json.RawMessage `json:"errors"`
 		RC     text              `json:"rc"`
 	}
-	if json.Unmarshal(got.body, &reply) != nil || (reply.Accounts == nil && len(reply.Errors) == 0) {
-		return nil, f.garbled(got, "holds no accounts")
+	if instead := got.read(&reply); instead != "" {
+		return nil, f.notUnderstood(got, instead)
 	}
-	if reply.Accounts == nil {
+	results := make(map[string]Outcome, len(accounts))
+	switch {
+	case reply.Accounts != nil && len(*reply.Accounts) > 0:
+	case len(reply.Errors) == 0:
+		return nil, f.notUnderstood(got, "has no results")
+	default:
 		reason, code, trace := complaint(got.body)
 		return nil, &RequestError{Class: ClassBadRequest, Status: got.status, Reason: f.auth.redact(reason), Code: code, Trace: trace}
 	}
-	results := make(map[string]Outcome, len(*reply.Accounts))
 	for _, r := range *reply.Accounts {
 		account := strings.ToLower(string(r.Account))
 		switch {

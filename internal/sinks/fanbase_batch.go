@@ -64,7 +64,7 @@ func (b *FanbaseBatch) Deliver(ctx context.Context, items []Item, idempotencyKey
 	switch {
 	case err == nil:
 		return b.settle(got, fans)
-	case got != nil && refused && (failed.Class == ClassBadRequest || failed.Class == ClassRejected):
+	case got != nil && !got.ok() && refused && (failed.Class == ClassBadRequest || failed.Class == ClassRejected || failed.Class == ClassEndpoint):
 		if outcomes, unreadable := b.settle(got, fans); unreadable == nil {
 			return outcomes, nil
 		}
@@ -98,8 +98,8 @@ type fanResult struct {
 // are believed, and the request has failed as a whole when one claims success or there are none.
 func (b *FanbaseBatch) settle(got *answer, fans []fan) ([]Outcome, error) {
 	var reply batchReply
-	if json.Unmarshal(got.body, &reply) != nil || (reply.Header.Codigo == "" && len(reply.Data.Items) == 0) {
-		return nil, b.garbled(got, "is neither a header nor items")
+	if instead := got.read(&reply); instead != "" {
+		return nil, b.notUnderstood(got, instead)
 	}
 	results := reply.Data.Items
 	claimed := slices.ContainsFunc(results, func(r fanResult) bool { return r.Success != nil && *r.Success })
@@ -109,7 +109,7 @@ func (b *FanbaseBatch) settle(got *answer, fans []fan) ([]Outcome, error) {
 		}
 	}
 	if len(results) == 0 {
-		return nil, b.garbled(got, "holds no items")
+		return nil, b.notUnderstood(got, "has no results")
 	}
 	outcomes := make([]Outcome, len(fans))
 	for i, place := range match(fans, results) {

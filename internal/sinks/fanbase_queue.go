@@ -2,10 +2,11 @@ package sinks
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
+	"strings"
+	"unicode"
 
 	"github.com/cdcsync/cdcsync/internal/shape"
 )
@@ -67,27 +68,50 @@ func (q *FanbaseQueue) Deliver(ctx context.Context, items []Item, idempotencyKey
 	request.add(queueEnd)
 	got, err := q.post(ctx, fanbaseQueuePath, request, 1, idempotencyKey)
 	if err != nil {
+		if failed, ok := errors.AsType[*RequestError](err); ok && got != nil && got.ok() { // it broke off behind a status that says success
+			failed.Uncertain = true
+		}
 		return nil, err
 	}
 	return q.settle(got)
 }
 
+// settle takes an object of the queue. A success that is not understood is Uncertain: the object may be in the queue, and each repeat would
+// add another.
 func (q *FanbaseQueue) settle(got *answer) ([]Outcome, error) {
 	var object queued
-	if json.Unmarshal(got.body, &object) != nil || (object.ID == "" && object.ICode == "") {
-		return nil, q.garbled(got, "is no object of the queue")
-	}
-	outcome := Outcome{Status: Accepted, Tracking: string(object.ID)}
+	instead := got.read(&object)
+	created, known := object.created(), object.ID != "" && object.usableID()
 	switch {
-	case object.ICode != "0" && object.ICode != "", object.ProcessStatus == "failed":
-		outcome = object.rejected()
-	case object.ProcessStatus == "completed", q.confirm == ConfirmAccepted:
-		outcome = Outcome{Status: Delivered}
-	case object.ID == "":
-		outcome = Outcome{Status: Delivered, Remark: "queued without an id: whether it was processed cannot be asked"}
+	case instead != "":
+	case object.ICode != "" && object.ICode != "0", object.status() == "failed":
+		return []Outcome{object.rejected()}, nil
+	case known && (object.status() == "completed" || q.confirm == ConfirmAccepted):
+		return []Outcome{{Status: Delivered}}, nil
+	case known:
+		return []Outcome{{Status: Accepted, Tracking: string(object.ID)}}, nil
+	case created:
+		q.leniently()
+		return []Outcome{{Status: Delivered, Remark: "queued without an id: whether it was processed cannot be asked"}}, nil
+	default:
+		instead = "has no id of a queued object"
 	}
-	return []Outcome{outcome}, nil
+	failed := q.notUnderstood(got, instead)
+	failed.Uncertain = true
+	return nil, failed
 }
+
+// created reports whether the vendor says in its own words that the object was made.
+func (o *queued) created() bool { return o.ICode == "0" }
+
+// usableID is false for what cannot be an id: an object, a list, or what no URL should hold.
+func (o *queued) usableID() bool {
+	const longest = 256
+	return len(o.ID) <= longest && !strings.ContainsFunc(string(o.ID), func(r rune) bool { return r <= ' ' || strings.ContainsRune(`{}[]";`, r) || !unicode.IsPrint(r) })
+}
+
+// status is processStatus, whose letter case is not promised.
+func (o *queued) status() string { return strings.ToLower(strings.TrimSpace(string(o.ProcessStatus))) }
 
 func (o *queued) rejected() Outcome {
 	reason := first(string(o.ProcessMsg), string(o.IMsg), "the queue says "+string(o.ProcessStatus))
@@ -95,20 +119,24 @@ func (o *queued) rejected() Outcome {
 }
 
 // Confirm asks what became of an item that was Accepted: Delivered, Rejected, or Retry while it is not processed. An id that
-// the queue does not know is Retry too, because it may not be seen there yet; how long to ask is the caller's decision.
+// the queue does not know is Retry too, because it may not be seen there yet; how long to ask is the caller's decision. A 404 that is not in
+// the vendor's own form is ClassEndpoint: it may be the path that is not known.
 func (q *FanbaseQueue) Confirm(ctx context.Context, tracking string) (Outcome, error) {
 	got, err := q.read(ctx, fanbaseQueuePath+"/"+url.PathEscape(tracking))
-	if failed, ok := errors.AsType[*RequestError](err); ok && failed.Status == http.StatusNotFound {
+	if failed, ok := errors.AsType[*RequestError](err); ok && failed.Status == http.StatusNotFound && got.read(&queued{}) == "" {
 		return Outcome{Status: Retry, Reason: "the queue does not know the id"}, nil
 	}
 	if err != nil {
 		return Outcome{}, err
 	}
 	var object queued
-	if json.Unmarshal(got.body, &object) != nil {
-		return Outcome{}, q.garbled(got, "is no object of the queue")
+	if instead := got.read(&object); instead != "" {
+		return Outcome{}, q.notUnderstood(got, instead)
 	}
-	switch object.ProcessStatus {
+	if object.ID != "" && !strings.EqualFold(string(object.ID), tracking) {
+		return Outcome{}, q.notUnderstood(got, "is about another object")
+	}
+	switch object.status() {
 	case "completed":
 		if object.ICode != "0" && object.ICode != "" {
 			return object.rejected(), nil
@@ -116,10 +144,10 @@ func (q *FanbaseQueue) Confirm(ctx context.Context, tracking string) (Outcome, e
 		return Outcome{Status: Delivered}, nil
 	case "failed":
 		return object.rejected(), nil
-	case "pending", "processing":
-		return Outcome{Status: Retry, Reason: "the queue says " + string(object.ProcessStatus)}, nil
+	case "":
+		return Outcome{}, q.notUnderstood(got, "has no processStatus")
 	}
-	return Outcome{Status: Retry, Reason: bounded("the queue says " + first(string(object.ProcessStatus), "nothing"))}, nil
+	return Outcome{Status: Retry, Reason: bounded("the queue says " + string(object.ProcessStatus))}, nil
 }
 
 // Check takes a token, and reports when there is none.

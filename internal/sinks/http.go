@@ -43,16 +43,6 @@ type authorizer interface {
 	redact(text string) string
 }
 
-// answer is what the vendor said, whatever the status.
-type answer struct {
-	status int
-	header http.Header
-	body   []byte
-	cut    error // why the body is not whole: it was too long, or the connection broke
-}
-
-func (a *answer) ok() bool { return a.status >= 200 && a.status <= 299 }
-
 func newCaller(cfg Config, deps Deps, auth authorizer) (*caller, error) {
 	base, err := parseURL(cfg.URL)
 	if err != nil {
@@ -118,7 +108,7 @@ func closeIdle(transport http.RoundTripper) {
 	}
 }
 
-// post sends the items' body and returns a 2xx answer that is whole. Any other answer is an error, and comes along with it.
+// post sends the items' body and returns a 2xx answer that is whole. Any other answer, also a broken one, is an error, and comes along with it.
 func (c *caller) post(ctx context.Context, path string, body *body, items int, idempotencyKey string) (*answer, error) {
 	defer body.release()
 	header := http.Header{"Content-Type": {"application/json"}}
@@ -152,7 +142,7 @@ func (c *caller) do(ctx context.Context, method, path string, header http.Header
 		case !got.ok():
 			return got, c.failure(got, credential)
 		case got.cut != nil:
-			return nil, c.noAnswer(got.cut)
+			return got, c.noAnswer(got.cut)
 		}
 		return got, nil
 	}
@@ -186,92 +176,6 @@ func (c *caller) attempt(ctx context.Context, method, path string, header http.H
 	}
 	c.metrics.requests.WithLabelValues(c.name, statusLabel(got.status)).Inc()
 	return got, nil
-}
-
-// noAnswer is the error for a request of which it is not known what became.
-func (c *caller) noAnswer(err error) *RequestError {
-	return transient(err, c.auth.redact)
-}
-
-// garbled is the error for a 2xx answer that does not say what became of the items.
-func (c *caller) garbled(got *answer, what string) *RequestError {
-	return &RequestError{Class: ClassTransient, Status: got.status, Reason: "the answer " + what}
-}
-
-// failure is the error for an answer that is not 2xx.
-func (c *caller) failure(got *answer, credential string) *RequestError {
-	reason, code, trace := complaint(got.body)
-	e := &RequestError{
-		Class: classOf(got.status), Status: got.status, After: retryAfter(got.header, time.Now()),
-		Reason: redact(c.auth.redact(reason), credential), Code: code, Trace: trace,
-	}
-	if got.status >= 300 && got.status <= 399 {
-		e.Reason = redirection(got.header)
-	}
-	return e
-}
-
-func classOf(status int) Class {
-	switch {
-	case status == http.StatusTooManyRequests:
-		return ClassThrottled
-	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status >= 500:
-		return ClassTransient
-	case status == http.StatusUnauthorized, status == http.StatusForbidden, status >= 300 && status <= 399:
-		return ClassUnauthorized // a redirect: the configured URL is wrong, and no item was looked at
-	case status == http.StatusRequestEntityTooLarge:
-		return ClassTooLarge
-	case status == http.StatusBadRequest, status == http.StatusUnprocessableEntity:
-		return ClassBadRequest
-	}
-	return ClassRejected
-}
-
-func redirection(header http.Header) string {
-	target, err := url.Parse(header.Get("Location"))
-	if err != nil || target.Host == "" {
-		return "the vendor redirects, which is not followed: see the sink's url"
-	}
-	return "the vendor redirects to " + target.Scheme + "://" + target.Host + ", which is not followed: see the sink's url"
-}
-
-// exchange makes one round trip and reads at most limit bytes of the answer. The transport is used without http.Client, which
-// follows redirects and puts the URL, query included, into its errors.
-func exchange(transport http.RoundTripper, req *http.Request, limit int) (*answer, error) {
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		if cause := context.Cause(req.Context()); cause != nil {
-			return nil, cause
-		}
-		return nil, err
-	}
-	defer resp.Body.Close()
-	got := &answer{status: resp.StatusCode, header: resp.Header}
-	got.body, got.cut = io.ReadAll(io.LimitReader(resp.Body, int64(limit)+1))
-	if cause := context.Cause(req.Context()); got.cut != nil && cause != nil {
-		got.cut = cause
-	}
-	if len(got.body) > limit {
-		got.body, got.cut = got.body[:limit], fmt.Errorf("the answer is longer than %d bytes", limit)
-	}
-	return got, nil
-}
-
-// transient is the error for a request without a usable answer.
-func transient(err error, redact func(string) string) *RequestError {
-	err = withoutURL(err)
-	if text := err.Error(); redact(text) != text {
-		err = errors.New(redact(text))
-	}
-	return &RequestError{Class: ClassTransient, Reason: bounded(err.Error()), Err: err}
-}
-
-// withoutURL is what happened without the URL, whose query and user information may hold a credential.
-func withoutURL(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return withoutURL(u.Err)
-	}
-	return err
 }
 
 // timeoutError is the end of an attempt's time.

@@ -12,6 +12,7 @@ type metrics struct {
 	seconds  *prometheus.HistogramVec
 	bytes    *prometheus.CounterVec
 	tokens   *prometheus.CounterVec
+	lenient  *prometheus.CounterVec
 }
 
 // newMetrics returns the same metrics to all sinks of a registerer.
@@ -34,6 +35,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "cdcsync_sinks_token_requests_total",
 			Help: "Requests for a token by HTTP status; none means that there was no answer.",
 		}, []string{"status"})),
+		lenient: shared(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cdcsync_sinks_lenient_answers_total",
+			Help: "Answers that were taken for a success although the vendor documents more: without a body, or without the id of a queued object.",
+		}, []string{"sink"})),
 	}
 }
 

@@ -131,8 +131,8 @@ func TestFanbaseBatchFailures(t *testing.T) {
 	}{
 		{"codigo without items", 200, batchReply(7, ""), want{sinks.ClassBadRequest, 200, 0, "Msg"}},
 		{"codigo against an item", 200, batchReply(7, `{"success":true,"cpf":"11111111111"}`), want{sinks.ClassBadRequest, 200, 0, "Msg"}},
-		{"success without items", 200, batchReply(1, ""), want{sinks.ClassTransient, 200, 0, "holds no items"}},
-		{"something else", 200, `{"ok":true}`, want{sinks.ClassTransient, 200, 0, "neither a header nor items"}},
+		{"success without items", 200, batchReply(1, ""), want{sinks.ClassEndpoint, 200, 0, "has no results"}},
+		{"something else", 200, `{"ok":true}`, want{sinks.ClassEndpoint, 200, 0, "has no results"}},
 		{"codigo of a 400", 400, batchReply(7, ""), want{sinks.ClassBadRequest, 400, 0, "Msg"}},
 		{"items of a 500", 500, batchReply(1, `{"success":true,"cpf":"11111111111"}`), want{sinks.ClassTransient, 500, 0, "Msg"}},
 		{"items of a 403", 403, batchReply(1, `{"success":true,"cpf":"11111111111"}`), want{sinks.ClassUnauthorized, 403, 0, "Msg"}},
@@ -171,7 +171,6 @@ func TestFanaticsOutcomes(t *testing.T) {
 	}{
 		{"out of order", `{"accounts":[` + nok(2) + `,` + ok(1) + `]}`, []string{a, b}, `{"accounts":[` + a + `,` + b + `]}`, []sinks.Outcome{delivered(), invalid}},
 		{"missing", `{"accounts":[` + ok(2) + `]}`, []string{a, b}, `{"accounts":[` + a + `,` + b + `]}`, []sinks.Outcome{lacks, delivered()}},
-		{"none", `{"accounts":[],"rc":"R1"}`, []string{a}, `{"accounts":[` + a + `]}`, []sinks.Outcome{{Status: sinks.Rejected, Reason: "the answer lacks the account", Trace: "R1"}}},
 		{"unknown word", `{"accounts":[{"account_tenant_fanid":"` + uuid(1) + `","result":"maybe"}]}`, []string{a}, `{"accounts":[` + a + `]}`, []sinks.Outcome{{Status: sinks.Rejected, Reason: "the vendor says maybe", Code: "maybe"}}},
 		{"two results", `{"accounts":[` + nok(1) + `,` + ok(1) + `]}`, []string{a}, `{"accounts":[` + a + `]}`, []sinks.Outcome{invalid}},
 		{
@@ -213,7 +212,7 @@ func TestFanaticsFailures(t *testing.T) {
 		}
 	}
 	_, _, err := deliver(t, sinks.TypeFanatics, sinks.Config{}, 201, `{}`, approval(1, `"t":true`))
-	checkError(t, err, want{sinks.ClassTransient, 201, 0, "holds no accounts"})
+	checkError(t, err, want{sinks.ClassEndpoint, 201, 0, "has no results"})
 	_, sent, err := deliver(t, sinks.TypeFanatics, sinks.Config{}, 201, `{}`, `{"account_tenant_fanid":7}`)
 	checkError(t, err, want400("the item is not"))
 	many := make([]string, 201)
@@ -297,7 +296,7 @@ func TestFanbaseQueueOutcomes(t *testing.T) {
 		})
 	}
 	_, _, err := deliver(t, sinks.TypeFanbaseQueue, sinks.Config{}, 201, `{}`, `{"id":"7"}`)
-	checkError(t, err, want{sinks.ClassTransient, 201, 0, "is no object of the queue"})
+	checkError(t, err, want{sinks.ClassEndpoint, 201, 0, "has no id of a queued object"})
 	_, sent, err := deliver(t, sinks.TypeFanbaseQueue, sinks.Config{}, 201, `{}`, `{"id":"7"}`, `{"id":"8"}`)
 	checkError(t, err, want{class: sinks.ClassTooLarge, reason: "one item"})
 	if sent != "" {
@@ -319,8 +318,14 @@ func TestFanbaseQueueConfirm(t *testing.T) {
 		{name: "pending", status: 200, reply: `{"iCode":0,"processStatus":"pending"}`, want: sinks.Outcome{Status: sinks.Retry, Reason: "the queue says pending"}},
 		{name: "processing", status: 200, reply: `{"processStatus":"processing"}`, want: sinks.Outcome{Status: sinks.Retry, Reason: "the queue says processing"}},
 		{name: "unknown word", status: 200, reply: `{"processStatus":"resting"}`, want: sinks.Outcome{Status: sinks.Retry, Reason: "the queue says resting"}},
-		{name: "unknown id", status: 404, reply: `nothing here`, want: sinks.Outcome{Status: sinks.Retry, Reason: "the queue does not know the id"}},
-		{name: "no JSON", status: 200, reply: `hello`, err: want{sinks.ClassTransient, 200, 0, "is no object"}},
+		{name: "another letter case", status: 200, reply: `{"iCode":0,"processStatus":" Completed"}`, want: delivered()},
+		{name: "upper case", status: 200, reply: `{"iCode":0,"processStatus":"FAILED","processMsg":"no fan"}`, want: sinks.Outcome{Status: sinks.Rejected, Reason: "no fan", Code: "0"}},
+		{name: "no status", status: 200, reply: `{"id":"u/1","iCode":0}`, err: want{sinks.ClassEndpoint, 200, 0, "has no processStatus"}},
+		{name: "another object", status: 200, reply: `{"id":"u/2","iCode":0,"processStatus":"completed"}`, err: want{sinks.ClassEndpoint, 200, 0, "is about another object"}},
+		{name: "no such path", status: 404, reply: `nothing here`, err: want{sinks.ClassEndpoint, 404, 0, "nothing here"}},
+		{name: "page", status: 404, reply: `<html></html>`, err: want{sinks.ClassEndpoint, 404, 0, "is a page of HTML"}},
+		{name: "unknown id", status: 404, reply: `{"header":{"codigo":0}}`, want: sinks.Outcome{Status: sinks.Retry, Reason: "the queue does not know the id"}},
+		{name: "no JSON", status: 200, reply: `hello`, err: want{sinks.ClassEndpoint, 200, 0, "is not JSON"}},
 		{name: "500", status: 500, reply: ``, err: want{sinks.ClassTransient, 500, 0, ""}},
 		{name: "401", status: 401, reply: ``, err: want{sinks.ClassUnauthorized, 401, 0, ""}},
 	} {

@@ -147,7 +147,10 @@ const (
 	ClassUnauthorized                  // 401 with a renewed token, 403, bad credentials: an operator has to act; try again now and then
 	ClassTooLarge                      // 413: the same in halves
 	ClassBadRequest                    // 400 without item results: something in it is wrong, bisect
-	ClassRejected                      // any other answer: will not be taken as it is
+	ClassRejected                      // 409: something in it will not be taken as it is, bisect
+	// ClassEndpoint is an answer that is not the documented endpoint's: a wrong path, host or port, something in between, or a success that
+	// is not understood. An operator has to act; try again now and then.
+	ClassEndpoint
 )
 
 // RequestError is a request that failed as a whole: nothing is known about any of its items, except in ClassBadRequest and
@@ -161,6 +164,12 @@ type RequestError struct {
 	Code   string
 	Trace  string
 	Err    error // the cause, when there was no answer
+
+	// Answer is how the answer begins, for an operator: it may quote rows, and is not for logs.
+	Answer    string
+	Unsent    bool // no item left: the failure says nothing about them
+	Timeout   bool // the answer took too long, which fewer items may mend
+	Uncertain bool // the vendor may have taken the items, and sending them again would make others: as seldom as possible
 }
 
 func (e *RequestError) Error() string {

@@ -53,7 +53,7 @@ func TestNewRefuses(t *testing.T) {
 func TestBasePath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVendor(t)
-		v.answer = say(200, "{}")
+		v.answer = say(200, `{"statusCode":200}`)
 		k := kinds[sinks.TypeStopChurn]
 		k.cfg.URL = "http://vendor.test/gateway/"
 		if _, err := k.open(t, sinks.TypeStopChurn, v).Deliver(t.Context(), k.items(1), ""); err != nil {
@@ -121,7 +121,7 @@ func TestStaleConnection(t *testing.T) {
 			_ = conn.Close() // the second request on the connection gets no answer
 			return
 		}
-		_, _ = io.WriteString(w, "{}")
+		_, _ = io.WriteString(w, `{"statusCode":200}`)
 	}))
 	defer server.Close()
 	k := kinds[sinks.TypeStopChurn]

@@ -3,9 +3,10 @@ package sinks
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"strconv"
 	"sync/atomic"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -72,11 +73,39 @@ func (s *StopChurn) Deliver(ctx context.Context, items []Item, idempotencyKey st
 	if err != nil {
 		return nil, err
 	}
-	// A body that is no JSON comes from something in between, such as a proxy that wants a login.
-	if content := bytes.TrimSpace(got.body); len(content) > 0 && !json.Valid(content) {
-		return nil, s.garbled(got, "is not JSON")
+	return s.settle(got, len(items))
+}
+
+// settle takes {"statusCode":200}, the only success that is documented. An answer without a body, as a gateway may make of it, is taken for
+// it too, and counted.
+func (s *StopChurn) settle(got *answer, items int) ([]Outcome, error) {
+	if len(bytes.TrimSpace(got.body)) == 0 && got.opaque == "" {
+		s.leniently()
+		return delivered(items), nil
 	}
-	return delivered(len(items)), nil
+	var reply struct {
+		StatusCode *text `json:"statusCode"`
+		Success    *bool `json:"success"`
+		Error      text  `json:"error"`
+	}
+	if instead := got.read(&reply); instead != "" {
+		return nil, s.notUnderstood(got, instead)
+	}
+	if reply.StatusCode == nil {
+		return nil, s.notUnderstood(got, "has no statusCode")
+	}
+	status, err := strconv.Atoi(string(*reply.StatusCode))
+	switch {
+	case err == nil && status >= 400 && status <= 599: // the failures that are documented, in an answer that says success
+		refused := *got
+		refused.status = status
+		return nil, s.failure(&refused, "")
+	case err != nil || status != http.StatusOK:
+		return nil, s.notUnderstood(got, "has a statusCode other than 200")
+	case reply.Error != "" || reply.Success != nil && !*reply.Success:
+		return nil, s.notUnderstood(got, "says both success and failure")
+	}
+	return delivered(items), nil
 }
 
 var allDelivered atomic.Pointer[[]Outcome]

@@ -2,7 +2,6 @@ package sinks
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -167,15 +166,19 @@ func (s *tokenSource) fetch(ctx context.Context) (token, error) {
 	}
 	if err != nil {
 		s.tokens.metrics.tokens.WithLabelValues(statusLabel(0)).Inc()
-		e := transient(err, s.redact)
-		e.Reason = "token service: " + e.Reason
-		return token{}, e
+		return token{}, fromTokenService(transient(err, s.redact))
 	}
 	s.tokens.metrics.tokens.WithLabelValues(statusLabel(got.status)).Inc()
 	if !got.ok() {
 		return token{}, s.failure(got)
 	}
 	return s.parse(got)
+}
+
+// fromTokenService makes an error one of which the items know nothing.
+func fromTokenService(e *RequestError) *RequestError {
+	e.Reason, e.Unsent, e.Timeout = "token service: "+e.Reason, true, false
+	return e
 }
 
 func (s *tokenSource) request(ctx context.Context) (*http.Request, error) {
@@ -207,20 +210,19 @@ func (s *tokenSource) request(ctx context.Context) (*http.Request, error) {
 	return req, nil
 }
 
-// failure says that the credentials are wrong, unless it is plain that the service has a bad day. It is never about an item.
+// failure says that the credentials are wrong, unless it is plain that the service has a bad day, or that it is another server. It is never
+// about an item.
 func (s *tokenSource) failure(got *answer) *RequestError {
-	reason, code, trace := complaint(got.body)
-	if got.status >= 300 && got.status <= 399 {
-		reason = redirection(got.header)
+	scheme, _, _ := strings.Cut(s.client.url, ":")
+	e := refusal(got, strings.ToLower(scheme), "auth.url", s.redact)
+	switch e.Class {
+	case ClassTransient, ClassThrottled:
+		e.Class = ClassTransient
+	case ClassEndpoint:
+	case ClassUnauthorized, ClassTooLarge, ClassBadRequest, ClassRejected:
+		e.Class = ClassUnauthorized
 	}
-	class := ClassUnauthorized
-	if c := classOf(got.status); c == ClassTransient || c == ClassThrottled {
-		class = ClassTransient
-	}
-	return &RequestError{
-		Class: class, Status: got.status, After: retryAfter(got.header, time.Now()),
-		Reason: "token service: " + s.redact(reason), Code: code, Trace: trace,
-	}
+	return fromTokenService(e)
 }
 
 // parse reads {"access_token", "expires_in", "scope"}. How early a token is renewed: a minute, or a tenth of a short life.
@@ -232,11 +234,22 @@ func (s *tokenSource) parse(got *answer) (token, error) {
 	)
 	var reply struct {
 		AccessToken string `json:"access_token"`
+		TokenType   text   `json:"token_type"`
 		ExpiresIn   text   `json:"expires_in"`
 		Scope       *text  `json:"scope"`
 	}
-	if json.Unmarshal(got.body, &reply) != nil || reply.AccessToken == "" || !fitsHeader(reply.AccessToken) {
-		return token{}, &RequestError{Class: ClassTransient, Status: got.status, Reason: "token service: the answer holds no access_token"}
+	instead := got.read(&reply)
+	switch {
+	case instead != "":
+	case reply.AccessToken == "" || !fitsHeader(reply.AccessToken):
+		instead = "has no access_token"
+	case reply.TokenType != "" && !strings.EqualFold(string(reply.TokenType), "bearer"):
+		instead = "has a token_type other than Bearer"
+	}
+	if instead != "" {
+		return token{}, fromTokenService(&RequestError{
+			Class: ClassEndpoint, Status: got.status, Reason: "the answer " + instead + ": see auth.url", Answer: got.outline(s.redact),
+		})
 	}
 	life := unknown
 	if seconds, err := strconv.ParseFloat(string(reply.ExpiresIn), 64); err == nil && seconds > 0 {
