@@ -54,7 +54,7 @@ func (w *window) bufferStatus() admin.Buffer {
 
 func (w *window) sinkStatus(i int, s delivery.Status, stored cdc.LSN) admin.Sink {
 	sink := admin.Sink{
-		Name: s.Sink, Type: s.Type, State: admin.SinkState(s.State), Reason: s.Reason, Since: s.Since, NextAttempt: s.NextAttempt,
+		Name: s.Sink, Type: s.Type, State: admin.SinkState(s.State), Reason: s.Reason, Answer: s.Answer, Since: s.Since, NextAttempt: s.NextAttempt,
 		Delivered: s.Delivered, DeliveredAt: s.DeliveredAt, LagSeconds: s.Lag.Seconds(),
 		InFlight: s.InFlight, Concurrency: s.Concurrency, Unconfirmed: s.Unconfirmed,
 		Items: admin.Items(s.Items), DeadLetters: w.buffer.LetterCount(s.Sink, buffer.LetterOpen), Limit: w.cfg.Sinks[i].DeadLetters.Limit,

@@ -81,6 +81,7 @@ type Sink struct {
 	Type        string    `json:"type"`
 	State       SinkState `json:"state"`
 	Reason      string    `json:"reason,omitempty"`
+	Answer      string    `json:"answer,omitempty"` // how the vendor's answer behind Reason begins; it may quote a row
 	Since       time.Time `json:"since,omitzero"`
 	NextAttempt time.Time `json:"next_attempt,omitzero"`
 

@@ -67,6 +67,9 @@ func (s *Status) sinkTable(b *strings.Builder, now time.Time) {
 	for i := range s.Sinks {
 		if sink := &s.Sinks[i]; sink.Reason != "" {
 			fmt.Fprintf(b, "  %s is %s%s: %s%s\n", sink.Name, sink.State, since(sink.Since, now), sink.Reason, next(sink.NextAttempt, now))
+			if sink.Answer != "" {
+				fmt.Fprintf(b, "    the answer begins: %s\n", sink.Answer)
+			}
 		}
 	}
 }

@@ -57,6 +57,7 @@ type gate struct {
 
 	state  State
 	reason string
+	answer string
 	since  time.Time
 }
 
@@ -65,11 +66,12 @@ type circuit uint8
 const (
 	circuitClosed circuit = iota + 1
 	circuitFailing
-	circuitUnauthorized
+	circuitBlocked
 )
 
 type failure struct {
 	reason string
+	answer string // how the vendor's answer begins: for operators, not for logs
 	next   time.Time
 }
 
@@ -81,6 +83,7 @@ type trouble struct {
 	final  bool   // trying again does not help before a restart
 
 	reason string
+	answer string
 	next   time.Time
 }
 
@@ -205,13 +208,13 @@ func (g *gate) answered(probe bool, d time.Duration) {
 func (g *gate) slow(d time.Duration) bool { return d > slowFloor && d > slowFactor*g.usual }
 
 // failed records a request without a usable answer, and opens the circuit when there were too many.
-func (g *gate) failed(probe bool, d, after time.Duration, throttled bool, reason string) {
+func (g *gate) failed(probe bool, d, after time.Duration, throttled bool, reason, answer string) {
 	g.mu.Lock()
 	defer g.unlock()
 	g.release(probe)
 	now := time.Now()
 	g.consecutive++
-	g.last = failure{reason: reason}
+	g.last = failure{reason: reason, answer: answer}
 	if after > 0 {
 		g.notBefore = later(g.notBefore, now.Add(after))
 	}
@@ -227,14 +230,14 @@ func (g *gate) failed(probe bool, d, after time.Duration, throttled bool, reason
 	}
 }
 
-// unauthorized records that the credentials were refused.
-func (g *gate) unauthorized(probe bool, after time.Duration, reason string) {
+// blocked records that the credentials were refused, or that the endpoint is not the vendor's.
+func (g *gate) blocked(probe bool, after time.Duration, reason, answer string) {
 	g.mu.Lock()
 	defer g.unlock()
 	g.release(probe)
 	g.consecutive++
-	g.last = failure{reason: reason}
-	g.circuit = circuitUnauthorized
+	g.last = failure{reason: reason, answer: answer}
+	g.circuit = circuitBlocked
 	g.probeAt = time.Now().Add(max(g.probe, after))
 }
 
@@ -256,7 +259,7 @@ func (g *gate) cut(factor float64, took time.Duration) {
 }
 
 // backOff says until when a lane waits after its n-th failure in a row; n = 0 ends it.
-func (g *gate) backOff(lane, n int, after time.Duration, reason string) time.Time {
+func (g *gate) backOff(lane, n int, after time.Duration, reason, answer string) time.Time {
 	g.mu.Lock()
 	defer g.unlock()
 	if n == 0 {
@@ -264,7 +267,7 @@ func (g *gate) backOff(lane, n int, after time.Duration, reason string) time.Tim
 		return time.Time{}
 	}
 	next := time.Now().Add(max(after, g.retry.Delay(n)))
-	g.failing[lane] = failure{reason: reason, next: next}
+	g.failing[lane] = failure{reason: reason, answer: answer, next: next}
 	return next
 }
 
@@ -327,8 +330,9 @@ func (g *gate) unlock() {
 
 // publish logs a change of the state; attempts within a state are not logged.
 func (g *gate) publish() {
-	state, reason := g.assess()
-	g.reason = reason
+	state, why := g.assess()
+	reason := why.reason
+	g.reason, g.answer = why.reason, why.answer
 	g.metrics.window.Set(float64(int(g.window)))
 	if state == g.state {
 		return
@@ -349,33 +353,33 @@ func (g *gate) publish() {
 }
 
 // assess derives the state from all that is known: the gravest reason counts.
-func (g *gate) assess() (State, string) {
+func (g *gate) assess() (State, failure) {
 	switch g.paused {
 	case PauseOperator:
-		return StatePaused, "by an operator"
+		return StatePaused, failure{reason: "by an operator"}
 	case PauseDeadLetters:
-		return StateHalted, "too many dead letters: see them with `cdcsync dlq list`, mend the cause, then `cdcsync resume`"
+		return StateHalted, failure{reason: "too many dead letters: see them with `cdcsync dlq list`, mend the cause, then `cdcsync resume`"}
 	case PauseNone:
 	}
-	minor := ""
+	var minor failure
 	for _, t := range g.troubles {
 		if t.blocks {
-			return StateBlocked, t.reason
+			return StateBlocked, failure{reason: t.reason, answer: t.answer}
 		}
-		minor = t.reason
+		minor = failure{reason: t.reason, answer: t.answer}
 	}
 	switch {
-	case g.circuit == circuitUnauthorized:
-		return StateBlocked, g.last.reason
-	case minor != "":
+	case g.circuit == circuitBlocked:
+		return StateBlocked, g.last
+	case minor.reason != "":
 		return StateRetrying, minor
 	case g.circuit == circuitFailing:
-		return StateRetrying, g.last.reason
+		return StateRetrying, g.last
 	}
 	for _, f := range g.failing {
-		return StateRetrying, f.reason
+		return StateRetrying, f
 	}
-	return StateRunning, ""
+	return StateRunning, failure{}
 }
 
 // next is the earliest time at which something is tried again; zero when nothing waits for a time.

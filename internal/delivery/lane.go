@@ -202,9 +202,9 @@ func (l *lane) report(ctx context.Context, probe bool, outcomes []sinks.Outcome,
 	failed := asRequestError(err)
 	switch failed.Class {
 	case sinks.ClassTransient, sinks.ClassThrottled:
-		w.gate.failed(probe, l.took, failed.After, failed.Class == sinks.ClassThrottled, failed.Error())
-	case sinks.ClassUnauthorized:
-		w.gate.unauthorized(probe, failed.After, failed.Error())
+		w.gate.failed(probe, l.took, failed.After, failed.Class == sinks.ClassThrottled, failed.Error(), failed.Answer)
+	case sinks.ClassUnauthorized, sinks.ClassEndpoint:
+		w.gate.blocked(probe, failed.After, failed.Error(), failed.Answer)
 	case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected:
 		w.gate.answered(probe, l.took)
 	}
@@ -222,17 +222,15 @@ func asRequestError(err error) *sinks.RequestError {
 // refused deals with a request that failed as a whole.
 func (l *lane) refused(ctx context.Context, b *batch, part []int32, failed *sinks.RequestError) error {
 	switch failed.Class {
-	case sinks.ClassTooLarge, sinks.ClassBadRequest:
+	case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected:
 		if len(part) > 1 { // the poisoned or too large item is in one of the halves; order is kept
 			half := len(part) / 2
 			l.todo = append(l.todo, part[half:], part[:half])
 			return nil
 		}
 		return l.reject(ctx, b, part, failed)
-	case sinks.ClassRejected:
-		return l.reject(ctx, b, part, failed)
-	case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized:
-		l.again(b, part, failed.After, failed.Error())
+	case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized, sinks.ClassEndpoint:
+		l.again(b, part, failed.After, failed.Error(), failed.Answer)
 	}
 	return nil
 }
@@ -246,9 +244,9 @@ func (l *lane) reject(ctx context.Context, b *batch, part []int32, failed *sinks
 }
 
 // again puts a part back to be sent next, after a wait.
-func (l *lane) again(b *batch, part []int32, after time.Duration, reason string) {
+func (l *lane) again(b *batch, part []int32, after time.Duration, reason, answer string) {
 	l.failures++
-	l.retryAt = l.worker.gate.backOff(l.number, l.failures, after, reason)
+	l.retryAt = l.worker.gate.backOff(l.number, l.failures, after, reason, answer)
 	l.todo = append(l.todo, part)
 	l.worker.countItems(b, part, outcomeRetried)
 }
@@ -293,7 +291,7 @@ func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []
 	l.separate(b, s.alone)
 	if len(s.retry) > 0 {
 		rest := part[:copy(part, s.retry)]
-		l.again(b, rest, s.after, "the vendor asks for items to be sent again")
+		l.again(b, rest, s.after, "the vendor asks for items to be sent again", "")
 		return nil
 	}
 	l.recovered()
@@ -311,7 +309,7 @@ func (l *lane) separate(b *batch, items []int32) {
 
 func (l *lane) recovered() {
 	if l.failures > 0 {
-		l.failures, l.retryAt = 0, l.worker.gate.backOff(l.number, 0, 0, "")
+		l.failures, l.retryAt = 0, l.worker.gate.backOff(l.number, 0, 0, "", "")
 	}
 }
 

@@ -25,6 +25,7 @@ type Status struct {
 	State       State
 	Reason      string    // why it does not run; without values of rows
 	Since       time.Time // of the state
+	Answer      string    // how the vendor's answer behind Reason begins, which may quote a row: for operators, not for logs
 	NextAttempt time.Time // zero when nothing waits for a time
 
 	Delivered   cdc.LSN       // every transaction that ended up to here is settled; 0 before the first block since the start
@@ -69,6 +70,6 @@ func (w *Worker) Status() Status {
 func (g *gate) status(s *Status) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s.State, s.Reason, s.Since, s.NextAttempt = g.state, g.reason, g.since, g.next()
+	s.State, s.Reason, s.Answer, s.Since, s.NextAttempt = g.state, g.reason, g.answer, g.since, g.next()
 	s.InFlight, s.Concurrency, s.Failures = g.inFlight, int(g.window), g.consecutive
 }

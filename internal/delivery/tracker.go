@@ -445,8 +445,9 @@ func (t *tracker) heard(err error) (undecided bool, after time.Duration) {
 		failed := asRequestError(err)
 		after = failed.After
 		switch failed.Class {
-		case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized:
-			trouble.blocks = failed.Class == sinks.ClassUnauthorized
+		case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized, sinks.ClassEndpoint:
+			trouble.blocks = failed.Class == sinks.ClassUnauthorized || failed.Class == sinks.ClassEndpoint
+			trouble.answer = failed.Answer
 			trouble.reason = trouble.what + ": " + failed.Error()
 			trouble.next = time.Now().Add(max(firstConfirm, after))
 			undecided = true
