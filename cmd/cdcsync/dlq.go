@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cdcsync/cdcsync/internal/admin"
+	"github.com/cdcsync/cdcsync/internal/terminal"
 )
 
 func newDLQCommand(a *app) *cobra.Command {
@@ -104,7 +105,7 @@ func (a *app) showLetter(ctx context.Context, id string) error {
 		return err
 	}
 	if a.output == outputJSON {
-		return a.printJSON(letter)
+		return a.printJSONLine(letter)
 	}
 	return writeLetter(a.stdout, &letter)
 }
@@ -114,7 +115,7 @@ func writeLetter(w io.Writer, l *admin.Letter) error {
 	var b bytes.Buffer
 	fact := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-11s %s\n", name, value)
+			fmt.Fprintf(&b, "%-11s %s\n", name, terminal.Line(value))
 		}
 	}
 	fact("id", l.ID)
@@ -147,11 +148,7 @@ func writeLetter(w io.Writer, l *admin.Letter) error {
 		if len(part.value) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "\n%s:\n", part.name)
-		if err := json.Indent(&b, part.value, "", "  "); err != nil {
-			b.Write(part.value) // not JSON, and worth seeing for that
-		}
-		b.WriteByte('\n')
+		fmt.Fprintf(&b, "\n%s:\n%s\n", part.name, terminal.Line(string(part.value))) // as it is: indenting deep JSON multiplies its size
 	}
 	_, err := w.Write(b.Bytes())
 	return err
@@ -203,7 +200,7 @@ func (a *app) retryLetters(ctx context.Context, which admin.Selection, force boo
 			queued++
 			continue
 		}
-		fmt.Fprintf(a.stdout, "%s is %s%s\n", r.ID, r.Outcome, reasonAfter(r.Reason))
+		fmt.Fprintf(a.stdout, "%s is %s%s\n", r.ID, r.Outcome, terminal.Line(reasonAfter(r.Reason)))
 	}
 	fmt.Fprintf(a.stdout, "%d of %d on their way; see dlq list for what comes back\n", queued, len(answer.Letters))
 	if answer.Unfinished {

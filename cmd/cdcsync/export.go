@@ -21,6 +21,7 @@ import (
 	"github.com/cdcsync/cdcsync/internal/config"
 	"github.com/cdcsync/cdcsync/internal/mapping"
 	"github.com/cdcsync/cdcsync/internal/replication"
+	"github.com/cdcsync/cdcsync/internal/terminal"
 )
 
 // exportOptions are the flags of export.
@@ -96,7 +97,7 @@ func (a *app) export(ctx context.Context, o *exportOptions) (err error) {
 	}
 	logger := a.newLogger(cfg.Log)
 	source := sourceConfig(cfg, templates)
-	x := &exporter{options: o, source: source, progress: newProgress(a.stderr), files: newExportFiles(o.out, int64(o.split))}
+	x := &exporter{options: o, source: source, progress: newProgress(a.screen), files: newExportFiles(o.out, int64(o.split))}
 	if x.reader, err = replication.NewReader(ctx, cfg.Source.QueryURL.Reveal(), replication.ReaderOptions{StatementTimeout: cfg.Source.QueryTimeout, Publication: cfg.Source.Publication}); err != nil {
 		return err
 	}
@@ -553,7 +554,7 @@ func (p *progress) tell(last bool) {
 	if total > 0 {
 		filled = int(width * p.rows / total)
 	}
-	fmt.Fprintf(p.out, "\r[%s%s] %s\x1b[K", strings.Repeat("█", filled), strings.Repeat("░", width-filled), line)
+	fmt.Fprintf(p.out, "\r[%s%s] %s\x1b[K", strings.Repeat("█", filled), strings.Repeat("░", width-filled), terminal.Line(line))
 	if last {
 		fmt.Fprintln(p.out)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cdcsync/cdcsync/internal/problem"
+	"github.com/cdcsync/cdcsync/internal/terminal"
 )
 
 // The exit codes.
@@ -23,12 +24,15 @@ const (
 
 // run is the whole program: it executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, lookupEnv: os.LookupEnv}
+	a := &app{
+		stdin: stdin, stdout: terminal.NewWriter(stdout), stderr: terminal.NewWriter(stderr), screen: stderr,
+		lookupEnv: os.LookupEnv,
+	}
 	root := newRootCommand(a) //nolint:contextcheck // cobra hands each command its context
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	return a.exit(cmd, err)
 }
@@ -36,7 +40,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 // app is what the commands share.
 type app struct {
 	stdin          io.Reader
-	stdout, stderr io.Writer
+	stdout, stderr io.Writer // they let nothing through that a terminal acts on
+	screen         io.Writer // stderr for progress bars, which move the cursor
 	lookupEnv      func(name string) (value string, ok bool)
 
 	configPath string // --config
@@ -150,9 +155,14 @@ func (a *app) outputFlag(cmd *cobra.Command) {
 }
 
 // printJSON writes v to stdout, indented.
-func (a *app) printJSON(v any) error {
+func (a *app) printJSON(v any) error { return a.printIndented(v, "  ") }
+
+// printJSONLine is for what holds a row, which may be nested so deep that indentation would multiply its size.
+func (a *app) printJSONLine(v any) error { return a.printIndented(v, "") }
+
+func (a *app) printIndented(v any, indent string) error {
 	encoder := json.NewEncoder(a.stdout)
-	encoder.SetIndent("", "  ")
+	encoder.SetIndent("", indent)
 	encoder.SetEscapeHTML(false)
 	return encoder.Encode(v)
 }

@@ -138,14 +138,15 @@ func shownLetter(l *buffer.Letter) (admin.Letter, error) {
 	shown := admin.Letter{
 		ID: l.ID, State: admin.LetterState(l.State), Sink: l.Sink, Mapping: l.Mapping, Table: l.Table, Op: l.Op, Key: shownKey(l.Key), Position: l.Position,
 		Reason: l.Reason, Code: l.Code, Trace: l.Trace, Status: l.Status, Attempts: l.Attempts, ParkedAt: l.At, Remark: l.Remark,
-		SupersededBy: l.SupersededBy, Item: l.Item,
+		SupersededBy: l.SupersededBy, Item: admin.ItemJSON(l.Item),
 	}
 	if len(l.Change) == 0 {
 		return shown, nil
 	}
 	change, err := cdc.DecodeChange(l.Change)
-	if err != nil {
-		return shown, fmt.Errorf("dead letter %s: %w", l.ID, err)
+	if err != nil { // written by another version, or damaged: the letter is worth seeing without its row
+		shown.Remark = strings.TrimSpace(shown.Remark + " The row cannot be read: " + err.Error())
+		return shown, nil
 	}
 	shown.CommittedAt = change.CommitTime
 	if shown.Row, err = shownRow(change.Relation, change.New); err != nil {
@@ -201,12 +202,20 @@ func (w *window) Retry(ctx context.Context, which admin.Selection, force bool) (
 	for _, id := range unknown {
 		retried = append(retried, admin.Retried{ID: id, Outcome: string(delivery.RetryUnknown), Reason: "no such dead letter"})
 	}
-	for sink, ids := range bySink {
+	for sink, chosen := range bySink {
 		worker, err := w.worker(sink)
-		if err != nil {
-			for _, id := range ids {
-				retried = append(retried, admin.Retried{ID: id, Outcome: string(delivery.RetryUnknown), Reason: "sink " + sink + " is not configured any more"})
+		var ids []string
+		for _, c := range chosen {
+			switch {
+			case err != nil:
+				retried = append(retried, admin.Retried{ID: c.id, Outcome: string(delivery.RetryUnknown), Reason: "sink " + sink + " is not configured any more"})
+			case c.unreadable != "":
+				retried = append(retried, admin.Retried{ID: c.id, Outcome: string(delivery.RetryUnknown), Reason: c.unreadable})
+			default:
+				ids = append(ids, c.id)
 			}
+		}
+		if len(ids) == 0 {
 			continue
 		}
 		results, err := worker.RetryLetters(ctx, ids, force)
@@ -220,9 +229,22 @@ func (w *window) Retry(ctx context.Context, which admin.Selection, force bool) (
 	return retried, nil
 }
 
-// selected resolves a selection to ids by sink.
-func (w *window) selected(ctx context.Context, which admin.Selection) (bySink map[string][]string, unknown []string, err error) {
-	bySink = make(map[string][]string)
+// chosen is a letter that a selection names.
+type chosen struct {
+	id         string
+	unreadable string // why it can be discarded and not retried; empty when it can
+}
+
+func choose(l *buffer.Letter) chosen {
+	if l.Unreadable {
+		return chosen{id: l.ID, unreadable: l.Reason}
+	}
+	return chosen{id: l.ID}
+}
+
+// selected resolves a selection to letters by sink.
+func (w *window) selected(ctx context.Context, which admin.Selection) (bySink map[string][]chosen, unknown []string, err error) {
+	bySink = make(map[string][]chosen)
 	for _, id := range which.IDs {
 		letter, err := w.buffer.Letter(ctx, id)
 		switch {
@@ -231,7 +253,7 @@ func (w *window) selected(ctx context.Context, which admin.Selection) (bySink ma
 		case err != nil:
 			return nil, nil, err
 		default:
-			bySink[letter.Sink] = append(bySink[letter.Sink], id)
+			bySink[letter.Sink] = append(bySink[letter.Sink], choose(&letter))
 		}
 	}
 	if len(which.IDs) > 0 {
@@ -241,7 +263,7 @@ func (w *window) selected(ctx context.Context, which admin.Selection) (bySink ma
 		if err != nil {
 			return nil, nil, err
 		}
-		bySink[letter.Sink] = append(bySink[letter.Sink], letter.ID)
+		bySink[letter.Sink] = append(bySink[letter.Sink], choose(&letter))
 	}
 	return bySink, nil, nil
 }
@@ -255,10 +277,10 @@ func (w *window) Discard(ctx context.Context, which admin.Selection) (int, error
 		return 0, letterError(unknown[0], buffer.ErrNoLetter)
 	}
 	discarded := 0
-	for _, ids := range bySink {
-		for _, id := range ids {
-			if err := w.buffer.Discard(ctx, id); err != nil {
-				return discarded, letterError(id, err)
+	for _, letters := range bySink {
+		for _, c := range letters {
+			if err := w.buffer.Discard(ctx, c.id); err != nil {
+				return discarded, letterError(c.id, err)
 			}
 			discarded++
 		}

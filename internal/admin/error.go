@@ -78,11 +78,18 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	answer(w, e.Kind.status(), e)
 }
 
-func answer(w http.ResponseWriter, status int, value any) {
+func answer(w http.ResponseWriter, status int, value any) { answerIndented(w, status, value, "  ") }
+
+// answerOneLine is for what holds a row: indenting makes of n levels of nesting n² bytes.
+func answerOneLine(w http.ResponseWriter, status int, value any) {
+	answerIndented(w, status, value, "")
+}
+
+func answerIndented(w http.ResponseWriter, status int, value any, indent string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	encoder := json.NewEncoder(w)
 	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
+	encoder.SetIndent("", indent)
 	_ = encoder.Encode(value) // the client has gone: nobody is left to tell
 }

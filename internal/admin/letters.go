@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
@@ -56,9 +57,46 @@ type Letter struct {
 
 	SupersededBy *cdc.Position `json:"superseded_by,omitempty"`
 
-	Item json.RawMessage `json:"item,omitempty"` // as rendered; absent when it could not be
+	Item json.RawMessage `json:"item,omitempty"` // as rendered, see ItemJSON; absent when it could not be
 	Row  json.RawMessage `json:"row,omitempty"`  // the source's row: column → value
 	Old  json.RawMessage `json:"old,omitempty"`  // as it was before, where the source says so
+}
+
+// deepest is how deep an item may be nested to be shown as JSON: deeper than any vendor's, and within what every parser takes.
+const deepest = 200
+
+// ItemJSON is an item as a Letter shows it: as it is when it is JSON that any client can read, and else as one JSON string.
+func ItemJSON(item []byte) json.RawMessage {
+	if len(item) == 0 {
+		return nil
+	}
+	if depth(item) <= deepest && utf8.Valid(item) && json.Valid(item) {
+		return item
+	}
+	text, err := json.Marshal(string(item))
+	if err != nil { // a string always can be encoded
+		return nil
+	}
+	return text
+}
+
+// depth is how deep arrays and objects are nested, without regard to whether the text is JSON.
+func depth(text []byte) (most int) {
+	level, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == '[' || c == '{'):
+			level++
+			most = max(most, level)
+		case !quoted && (c == ']' || c == '}'):
+			level--
+		}
+	}
+	return most
 }
 
 // LetterList is what a list answers.
@@ -226,7 +264,7 @@ func (s *Server) showLetter(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	answer(w, http.StatusOK, letter)
+	answerOneLine(w, http.StatusOK, letter)
 }
 
 // exportLetters writes every letter that the filter selects as one line of JSON.

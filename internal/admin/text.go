@@ -7,6 +7,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/cdcsync/cdcsync/internal/terminal"
 )
 
 // WriteText prints the status for a person at a terminal. Times are relative to now.
@@ -28,7 +30,7 @@ func (s *Status) head(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "cdcsync %s, up %s, %s\n", s.Version, span(s.UptimeSeconds), ready)
 	for _, reason := range s.Reasons {
-		fmt.Fprintf(b, "  ! %s\n", reason)
+		fmt.Fprintf(b, "  ! %s\n", terminal.Line(reason))
 	}
 }
 
@@ -36,7 +38,7 @@ func (s *Status) source(b *strings.Builder, now time.Time) {
 	src := &s.Source
 	fmt.Fprintf(b, "\nSource   %s, slot %s%s\n", plain(src.State), src.Slot, since(src.Since, now))
 	if src.Reason != "" {
-		fmt.Fprintf(b, "         %s\n", src.Reason)
+		fmt.Fprintf(b, "         %s\n", terminal.Line(src.Reason))
 	}
 	fmt.Fprintf(b, "         received %s   stored %s   confirmed %s\n", src.Received, src.Stored, src.Confirmed)
 	fmt.Fprintf(b, "         behind %s, %s   WAL kept %s   reconnects %d\n",
@@ -66,9 +68,9 @@ func (s *Status) sinkTable(b *strings.Builder, now time.Time) {
 	_ = table.Flush() // b takes everything
 	for i := range s.Sinks {
 		if sink := &s.Sinks[i]; sink.Reason != "" {
-			fmt.Fprintf(b, "  %s is %s%s: %s%s\n", sink.Name, sink.State, since(sink.Since, now), sink.Reason, next(sink.NextAttempt, now))
+			fmt.Fprintf(b, "  %s is %s%s: %s%s\n", sink.Name, sink.State, since(sink.Since, now), terminal.Line(sink.Reason), next(sink.NextAttempt, now))
 			if sink.Answer != "" {
-				fmt.Fprintf(b, "    the answer begins: %s\n", sink.Answer)
+				fmt.Fprintf(b, "    the answer begins: %s\n", terminal.Line(sink.Answer))
 			}
 		}
 	}
@@ -95,8 +97,8 @@ func WriteBackfills(w io.Writer, backfills []Backfill) error {
 		if f.SecondsLeft > 0 {
 			left = span(f.SecondsLeft)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.ID, f.Table, strings.Join(f.Sinks, ", "), f.State, count(uint64(max(f.Rows, 0))), total,
-			count(uint64(max(f.RowsPerSecond, 0))), left, f.Reason)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.ID, terminal.Line(f.Table), strings.Join(f.Sinks, ", "), f.State, count(uint64(max(f.Rows, 0))), total,
+			count(uint64(max(f.RowsPerSecond, 0))), left, terminal.Line(f.Reason))
 	}
 	return table.Flush()
 }
@@ -107,7 +109,7 @@ func WriteLetters(w io.Writer, letters []Letter, now time.Time) error {
 	fmt.Fprintln(table, "ID\tSINK\tTABLE\tOP\tKEY\tAGE\tSTATE\tREASON")
 	for i := range letters {
 		l := &letters[i]
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Sink, l.Table, l.Op, l.Key,
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Sink, terminal.Line(l.Table), l.Op, terminal.Line(l.Key),
 			span(now.Sub(l.ParkedAt).Seconds()), l.State, oneLine(l.Reason))
 	}
 	return table.Flush()
@@ -119,7 +121,7 @@ func newTable(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 
 const longestReason = 100
 
 func oneLine(text string) string {
-	line := []rune(strings.Join(strings.Fields(text), " "))
+	line := []rune(strings.Join(strings.Fields(terminal.Line(text)), " "))
 	if len(line) > longestReason {
 		return string(line[:longestReason-1]) + "…"
 	}

@@ -51,8 +51,13 @@ type Letter struct {
 	Remark       string        `json:"remark,omitempty"`
 	SupersededBy *cdc.Position `json:"superseded_by,omitempty"`
 
-	Item   json.RawMessage `json:"item,omitempty"`   // as it was rendered; nil when it could not be
-	Change []byte          `json:"change,omitempty"` // a block with the one change; nil when there is none
+	// Item is what was rendered; nil when it could not be. It is opaque here, in base64 where it is stored: whatever a row holds
+	// must not decide whether the letter can be read, listed and discarded.
+	Item   []byte `json:"body,omitempty"`
+	Change []byte `json:"change,omitempty"` // a block with the one change; nil when there is none
+
+	// Unreadable is set when the stored record cannot be decoded. Then only ID, Sink, At, State and Reason are known.
+	Unreadable bool `json:"-"`
 }
 
 // LetterFilter selects dead letters. What is zero selects all.
@@ -164,10 +169,7 @@ func letterNumber(id string) (n uint64) {
 // loadLetters rebuilds the index.
 func (b *Buffer) loadLetters(ctx context.Context) error {
 	return b.scan(ctx, b.names.letters, b.names.letterSubject+".*.*", 0, func(m message) error {
-		var l Letter // without its contents when it has parts: they are in these
-		if err := json.Unmarshal(m.data, &l); err != nil {
-			return fmt.Errorf("dead letter %s: %w", m.subject, err)
-		}
+		l := b.decodeLetter(m) // without its contents when it has parts: they are in these
 		b.letters.put(l.ID, letterEntry{
 			sink: l.Sink, state: l.State, item: b.letters.hash(l.Sink, l.ItemID), parts: m.header.Get(letterPartsHeader),
 		})
@@ -199,16 +201,16 @@ func (b *Buffer) UpdateLetter(ctx context.Context, l Letter) error {
 	b.letters.mu.Lock()
 	_, ok := b.letters.byID[l.ID]
 	b.letters.mu.Unlock()
-	if !ok {
+	switch {
+	case !ok:
 		return fmt.Errorf("dead letter %s: %w", l.ID, ErrNoLetter)
+	case l.Unreadable: // what is stored may be of use to somebody yet
+		return fmt.Errorf("dead letter %s: %s", l.ID, l.Reason)
 	}
 	return b.storeLetter(ctx, l)
 }
 
 func (b *Buffer) storeLetter(ctx context.Context, l Letter) error {
-	if len(l.Item) > 0 && !json.Valid(l.Item) {
-		l.Item, _ = json.Marshal(string(l.Item)) // a string always can be: parking does not fail over what is parked
-	}
 	head, rest, err := b.encodeLetter(l)
 	if err != nil {
 		return fmt.Errorf("dead letter %s: %w", l.ID, err)
@@ -313,34 +315,74 @@ func (b *Buffer) lastMessage(ctx context.Context, subject string) (message, erro
 	return m, err
 }
 
-func (b *Buffer) readLetter(ctx context.Context, m message) (Letter, error) {
+// decodeLetter reads a letter's first message. What cannot be decoded is a letter still, which can be listed and discarded.
+func (b *Buffer) decodeLetter(m message) Letter {
 	var l Letter
-	if err := json.Unmarshal(m.data, &l); err != nil {
-		return Letter{}, fmt.Errorf("dead letter %s: %w", m.subject, err)
+	sink, id, _ := strings.Cut(strings.TrimPrefix(m.subject, b.names.letterSubject+"."), ".")
+	err := json.Unmarshal(m.data, &l)
+	if err == nil && l.ID != id {
+		err = fmt.Errorf("it says that its id is %q", l.ID)
 	}
+	if err != nil {
+		return unreadable(Letter{ID: id, Sink: untoken(sink), At: m.at}, err)
+	}
+	return l
+}
+
+// unreadable keeps what is known of a letter whose record is damaged.
+func unreadable(l Letter, err error) Letter {
+	return Letter{
+		ID: l.ID, Sink: l.Sink, At: l.At, State: LetterOpen, Unreadable: true,
+		Reason: "the stored dead letter cannot be read: " + err.Error(),
+	}
+}
+
+// readLetter reads a letter whole. The cause is ErrNoLetter when it was discarded meanwhile.
+func (b *Buffer) readLetter(ctx context.Context, m message) (Letter, error) {
+	l := b.decodeLetter(m)
 	parts := m.header.Get(letterPartsHeader)
-	if parts == "" {
+	if parts == "" || l.Unreadable {
 		return l, nil
 	}
-	_, count, _ := strings.Cut(parts, "/")
-	n, err := strconv.Atoi(count)
-	if err != nil {
-		return Letter{}, fmt.Errorf("dead letter %s: parts %q: %w", l.ID, parts, err)
+	contents, err := b.letterContents(ctx, l.ID, parts)
+	if errors.Is(err, ErrNoLetter) && b.hasParts(l.ID, parts) {
+		return unreadable(l, errors.New("a part of it is missing")), nil
 	}
-	var contents []byte
-	for i := range n {
-		p, err := b.lastMessage(ctx, b.partSubject(l.ID, parts, i))
-		if err != nil {
-			return Letter{}, fmt.Errorf("dead letter %s: part %d: %w", l.ID, i, err)
-		}
-		contents = append(contents, p.data...)
+	if err != nil {
+		return Letter{}, fmt.Errorf("dead letter %s: %w", l.ID, err)
 	}
 	var full Letter
 	if err := json.Unmarshal(contents, &full); err != nil {
-		return Letter{}, fmt.Errorf("dead letter %s: %w", l.ID, err)
+		return unreadable(l, err), nil
 	}
 	l.Item, l.Change = full.Item, full.Change
 	return l, nil
+}
+
+// letterContents joins the parts that parts (name/count) names. The cause is ErrNoLetter when one is not there.
+func (b *Buffer) letterContents(ctx context.Context, id, parts string) ([]byte, error) {
+	_, count, _ := strings.Cut(parts, "/")
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return nil, fmt.Errorf("parts %q: %w", parts, err)
+	}
+	var contents []byte
+	for i := range n {
+		p, err := b.lastMessage(ctx, b.partSubject(id, parts, i))
+		if err != nil {
+			return nil, fmt.Errorf("part %d: %w", i, err)
+		}
+		contents = append(contents, p.data...)
+	}
+	return contents, nil
+}
+
+// hasParts reports whether the letter is still there with the same parts.
+func (b *Buffer) hasParts(id, parts string) bool {
+	b.letters.mu.Lock()
+	defer b.letters.mu.Unlock()
+	entry, ok := b.letters.byID[id]
+	return ok && entry.parts == parts
 }
 
 // errEnough ends an iteration early.
@@ -357,11 +399,7 @@ func (b *Buffer) Letters(ctx context.Context, f LetterFilter) iter.Seq2[Letter, 
 	return func(yield func(Letter, error) bool) {
 		yielded := 0
 		err := b.scan(ctx, b.names.letters, b.names.letterSubject+"."+sink+".*", 0, func(m message) error {
-			var l Letter
-			if err := json.Unmarshal(m.data, &l); err != nil {
-				return fmt.Errorf("dead letter %s: %w", m.subject, err)
-			}
-			if !f.matches(&l) {
+			if head := b.decodeLetter(m); !f.matches(&head) {
 				return nil
 			}
 			l, err := b.readLetter(ctx, m)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
@@ -19,7 +21,7 @@ func letter(sink string, n int) Letter {
 	return Letter{
 		Sink: sink, ItemID: fmt.Sprintf("0/10#%d/users", n), Mapping: "users", Table: "public.users", Op: "insert",
 		Key: fmt.Sprint(n), Position: cdc.Position{Commit: 16, Ordinal: uint32(n)}, Reason: "E-mail is not valid", Code: "E7", Status: 400, Attempts: 1,
-		Item: json.RawMessage(`{"a":"<&>"}`), Change: []byte{1, 2, 3},
+		Item: []byte(`{"a":"<&>"}`), Change: []byte{1, 2, 3},
 	}
 }
 
@@ -176,7 +178,7 @@ func TestLargeLettersAreParked(t *testing.T) {
 	large.Item, _ = json.Marshal(strings.Repeat("x", 3<<20))
 	large.Change = bytes.Repeat([]byte{7}, 2<<20)
 	broken := letter("crm", 2)
-	broken.Item = json.RawMessage(`{"cut`)
+	broken.Item = []byte(`{"cut`)
 	endless := letter("crm", 3)
 	endless.Key = strings.Repeat("k", 2<<20)
 	parked := []Letter{large, broken, endless}
@@ -194,7 +196,7 @@ func TestLargeLettersAreParked(t *testing.T) {
 	if err != nil || !bytes.Equal(got.Item, large.Item) || !bytes.Equal(got.Change, large.Change) || got.Attempts != 2 {
 		t.Errorf("item of %d and change of %d bytes, %v", len(got.Item), len(got.Change), err)
 	}
-	if got, err := b.Letter(t.Context(), parked[1].ID); err != nil || string(got.Item) != `"{\"cut"` {
+	if got, err := b.Letter(t.Context(), parked[1].ID); err != nil || !bytes.Equal(got.Item, broken.Item) {
 		t.Errorf("item %s, %v", got.Item, err)
 	}
 	if all := lettersOf(t, b, LetterFilter{}); len(all) != 3 {
@@ -208,5 +210,88 @@ func TestLargeLettersAreParked(t *testing.T) {
 	info, err := b.streamInfo(t.Context(), b.names.letters)
 	if err != nil || info.State.Msgs != 0 {
 		t.Errorf("%d messages are left of discarded letters, %v", info.State.Msgs, err)
+	}
+}
+
+// Whatever a row holds, its letter can be listed, shown and discarded, also after a restart.
+func TestLettersHoldAnything(t *testing.T) {
+	cfg := Config{Dir: t.TempDir()}
+	b := open(t, cfg)
+	const deep = 100_000 // encoding/json gives up at 10,000
+	items := map[string][]byte{
+		"nested":        []byte(strings.Repeat("[", deep) + strings.Repeat("]", deep)),
+		"nested, large": []byte(strings.Repeat(`{"a":`, 600_000) + "1" + strings.Repeat("}", 600_000)),
+		"not JSON":      []byte("{\"cut"),
+		"not UTF-8":     {0xe9, 0, 0xff},
+		"empty":         {},
+	}
+	want := make(map[string][]byte)
+	for name, item := range items {
+		l := letter("crm", len(want))
+		l.Item = item
+		parked := []Letter{l}
+		if err := b.Park(t.Context(), parked); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		want[parked[0].ID] = item
+	}
+	shut(t, b)
+
+	b = opened(t, cfg)
+	all := lettersOf(t, b, LetterFilter{})
+	if len(all) != len(items) {
+		t.Fatalf("got %d letters, want %d", len(all), len(items))
+	}
+	for _, l := range all {
+		if l.Unreadable || !bytes.Equal(l.Item, want[l.ID]) {
+			t.Errorf("letter %s: got %d bytes (%s), want %d", l.ID, len(l.Item), l.Reason, len(want[l.ID]))
+		}
+		if err := b.Discard(t.Context(), l.ID); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A record that is damaged is a letter still: it stops no start, is listed beside the others, and can be discarded.
+func TestDamagedLettersAreShown(t *testing.T) {
+	cfg := Config{Dir: t.TempDir()}
+	b := open(t, cfg)
+	large := letter("odd.name", 2)
+	large.Item = bytes.Repeat([]byte{7}, 3<<20)
+	parked := []Letter{letter("odd.name", 1), large, letter("odd.name", 3)}
+	if err := b.Park(t.Context(), parked); err != nil {
+		t.Fatal(err)
+	}
+	// One whose record is no JSON, and one that lacks a part.
+	if _, err := b.publish(t.Context(), &nats.Msg{Subject: b.letterSubject("odd.name", parked[0].ID), Data: []byte("{\"id\":\"")}); err != nil {
+		t.Fatal(err)
+	}
+	parts := b.letters.byID[parked[1].ID].parts
+	if err := b.purge(t.Context(), b.names.letters, jetstream.WithPurgeSubject(b.partSubject(parked[1].ID, parts, 1))); err != nil {
+		t.Fatal(err)
+	}
+	shut(t, b)
+
+	b = opened(t, cfg)
+	if got := b.LetterCount("odd.name", LetterOpen); got != 3 {
+		t.Errorf("got %d open letters, want 3", got)
+	}
+	unreadable := 0
+	for _, l := range lettersOf(t, b, LetterFilter{Sink: "odd.name"}) {
+		if l.Unreadable {
+			unreadable++
+			if l.Sink != "odd.name" || l.At.IsZero() || !strings.Contains(l.Reason, "cannot be read") {
+				t.Errorf("unreadable letter: got %+v", l)
+			}
+			if err := b.UpdateLetter(t.Context(), l); err == nil {
+				t.Error("an unreadable letter was overwritten")
+			}
+		}
+		if err := b.Discard(t.Context(), l.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if unreadable != 2 {
+		t.Errorf("got %d unreadable letters, want 2", unreadable)
 	}
 }
