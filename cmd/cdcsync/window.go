@@ -13,6 +13,7 @@ import (
 	"github.com/cdcsync/cdcsync/internal/buffer"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/delivery"
+	"github.com/cdcsync/cdcsync/internal/mapping"
 )
 
 // window is the pipeline as the admin listener sees it.
@@ -107,7 +108,10 @@ func (w *window) Letters(ctx context.Context, f admin.LetterFilter) iter.Seq2[ad
 }
 
 func letterFilter(f admin.LetterFilter) buffer.LetterFilter {
-	filter := buffer.LetterFilter{Sink: f.Sink, Mapping: f.Mapping, Table: f.Table, Reason: f.Reason, State: buffer.LetterState(f.State), Limit: f.Limit}
+	filter := buffer.LetterFilter{Sink: f.Sink, Mapping: f.Mapping, Reason: f.Reason, State: buffer.LetterState(f.State), Limit: f.Limit}
+	if f.Table != "" {
+		filter.Table = mapping.ParseTable(f.Table).String()
+	}
 	now := time.Now()
 	if f.OlderThan > 0 {
 		filter.Before = now.Add(-time.Duration(f.OlderThan))

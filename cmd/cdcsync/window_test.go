@@ -1,6 +1,10 @@
 package main
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/cdcsync/cdcsync/internal/admin"
+)
 
 func TestShownKey(t *testing.T) {
 	for key, want := range map[string]string{
@@ -11,6 +15,17 @@ func TestShownKey(t *testing.T) {
 	} {
 		if got := shownKey(key); got != want {
 			t.Errorf("%q is shown as %q, want %q", key, got, want)
+		}
+	}
+}
+
+// Names in quotes are taken as the configuration takes them, and as the list of letters shows them.
+func TestLetterFilterTable(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "users": "public.users", "app.users": "app.users", `"My Schema"."T"`: "My Schema.T", "My Schema.T": "My Schema.T",
+	} {
+		if got := letterFilter(admin.LetterFilter{Table: text}).Table; got != want {
+			t.Errorf("table %s: filter has %q, want %q", text, got, want)
 		}
 	}
 }

@@ -206,28 +206,14 @@ func table(into *Table) value {
 }
 
 func parseTable(text string) (Table, error) {
-	var parts []string
-	for rest, more := text, true; more; {
-		match := identifier.FindStringSubmatch(rest)
-		if match == nil {
-			return Table{}, errNotATable
-		}
-		parts = append(parts, match[1]+strings.ReplaceAll(match[2], `""`, `"`))
-		more = match[3] == "."
-		rest = rest[len(match[0]):]
+	schema, name, ok := cdc.ParseTable(text)
+	if !ok {
+		return Table{}, errNotATable
 	}
-	switch len(parts) {
-	case 1:
-		return Table{Schema: "public", Name: parts[0]}, nil
-	case 2:
-		return Table{Schema: parts[0], Name: parts[1]}, nil
-	}
-	return Table{}, errNotATable
+	return Table{Schema: schema, Name: name}, nil
 }
 
 var errNotATable = &mistake{"is not a table", `write schema.table, exact names, in double quotes where they hold a dot or a space: '"My Schema".users'`}
-
-var identifier = regexp.MustCompile(`^(?:([^".\s]+)|"((?:[^"]|"")+)")(\.|$)`)
 
 // operation is what happened to a row, as far as a mapping can choose.
 func operation(into *cdc.Op) value {

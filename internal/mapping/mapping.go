@@ -36,8 +36,11 @@ type Table struct{ Schema, Name string }
 
 func (t Table) String() string { return t.Schema + "." + t.Name }
 
-// ParseTable reads schema.table; a name without a schema is of public.
+// ParseTable reads a table's name as the configuration has it, in quotes where that is needed, and as Table.String prints it.
 func ParseTable(s string) Table {
+	if schema, name, ok := cdc.ParseTable(s); ok {
+		return Table{schema, name}
+	}
 	if schema, name, ok := strings.Cut(s, "."); ok {
 		return Table{schema, name}
 	}

@@ -25,6 +25,7 @@ type chunkReader struct {
 	table            Table
 	where            string // a boolean expression over the table's columns; empty for all rows
 	maxRow           int
+	whole            bool // it is read in one go, so that it needs no order
 
 	conn       *pgx.Conn
 	opened     time.Time     // when conn was
@@ -32,22 +33,21 @@ type chunkReader struct {
 	frames     *frames       // of conn, which reads through it
 	relation   *cdc.Relation
 	encoded    []byte
-	version    string   // of the table's columns
-	blocks     int64    // of a table without a key
-	everything []int    // indexes of all columns
-	key        []int    // indexes of the columns by which rows are ordered and told apart; none means that the table is read by place
-	keyOnly    []int    // indexes of the key's columns in a row that has no others
-	types      []string // of the key's columns
-	from       string   // the table as a query names it
-	filter     string   // the condition together with the publication's; empty for all rows
-	keep       bool     // the first column of the page says whether the condition holds
+	version    string // of the table's columns
+	blocks     int64  // of a table without a key
+	everything []int  // indexes of all columns
+	key        []int  // indexes of the columns by which rows are ordered and told apart; none means that the table is read by place
+	keyOnly    []int  // indexes of the key's columns in a row that has no others
+	from       string // the table as a query names it
+	filter     string // the condition together with the publication's; empty for all rows
+	keep       bool   // the first column of the page says whether the condition holds
 	row        dataRow
 	queries    chunkQueries
 	careful    bool // read one row at a time, since one is too large
 	oversized  int64
 }
 
-// chunkQueries of a table.
+// chunkQueries of a table. A page's last parameter is its size.
 type chunkQueries struct{ first, next, again, firstKey, nextKey, againKey string }
 
 func (r *chunkReader) close(ctx context.Context) {
@@ -65,12 +65,23 @@ const (
 	chunkLifetime = time.Minute
 )
 
-// open connects when there is no connection, and looks at the table.
+// open connects when there is no connection, and looks at the table. A reader that has not seen the whole table is not open.
 func (r *chunkReader) open(ctx context.Context) error {
 	if r.conn != nil && !r.conn.IsClosed() && time.Since(r.opened) < chunkLifetime {
 		return nil
 	}
 	r.close(ctx)
+	if err := r.connect(ctx); err != nil {
+		return err
+	}
+	if err := r.look(ctx); err != nil {
+		r.close(ctx)
+		return err
+	}
+	return nil
+}
+
+func (r *chunkReader) connect(ctx context.Context) error {
 	cfg, err := parseURL(r.url)
 	if err != nil {
 		return err
@@ -96,7 +107,7 @@ func (r *chunkReader) open(ctx context.Context) error {
 		return err
 	}
 	r.opened = time.Now()
-	return r.look(ctx)
+	return nil
 }
 
 // look learns the table's present columns and key, and makes the queries.
@@ -143,7 +154,7 @@ func (r *chunkReader) look(ctx context.Context) error {
 	switch {
 	case len(r.key) > 0:
 		return r.byKey(ctx)
-	case partitioned:
+	case partitioned && !r.whole:
 		return errNoOrder
 	}
 	r.byPlace()
@@ -224,64 +235,47 @@ func upTo(n int) []int {
 // byKey makes the queries of a table with a key. With a condition they go over so many rows, not over as many as it
 // takes until enough of them meet it, so that a chunk is short however few do.
 func (r *chunkReader) byKey(ctx context.Context) error {
-	if err := r.keyTypes(ctx); err != nil {
-		return err
+	key, err := loadKey(ctx, r.conn, r.relation, r.key)
+	if err != nil {
+		return fmt.Errorf("key of %s: %w", r.table, err)
 	}
-	order := r.names(r.key)
-	var places, arrays, aliases, casts []string
-	for i, typ := range r.types {
-		places = append(places, fmt.Sprintf("$%d::text::%s", i+1, typ))
-		arrays = append(arrays, fmt.Sprintf("$%d::text[]", i+1))
-		aliases = append(aliases, fmt.Sprintf("k%d", i+1))
-		casts = append(casts, fmt.Sprintf("k.k%d::%s", i+1, typ))
-	}
-	list := strings.Join(order, ", ")
-	behind := fmt.Sprintf(" where (%s) > (%s)", list, strings.Join(places, ", "))
-	among := fmt.Sprintf("(%s) in (select %s from unnest(%s) as k(%s))", list, strings.Join(casts, ", "), strings.Join(arrays, ", "), strings.Join(aliases, ", "))
-	from, filter := r.from, r.filter
-	r.keep = filter != ""
-	page := func(columns []int, where string) string {
-		if !r.keep {
-			return fmt.Sprintf("select %s from %s%s order by %s limit %%d", strings.Join(r.names(columns), ", "), from, where, list)
-		}
-		kept := []string{`"cdcsync keep"`}
-		for _, c := range columns {
-			name := quoteName(r.relation.Columns[c].Name)
-			if !slices.Contains(r.key, c) {
-				name = fmt.Sprintf(`case when "cdcsync keep" then %s end`, name)
-			}
-			kept = append(kept, name)
-		}
-		return fmt.Sprintf(`select %s from (select *, (%s) is true as "cdcsync keep" from %s%s order by %s limit %%d) as page order by %s`,
-			strings.Join(kept, ", "), escapePercent(filter), from, where, list, list)
-	}
+	r.keep = r.filter != ""
+	behind := keyBehind(key)
+	among := strings.Join(nonEmpty(keyAmong(r.name(), key), r.filter), " and ")
 	again := func(columns []int) string {
-		return fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(columns), ", "), from, strings.Join(nonEmpty(among, filter), " and "))
+		return fmt.Sprintf("select %s from %s where %s", strings.Join(r.names(columns), ", "), r.from, among)
 	}
 	r.queries = chunkQueries{
-		first: page(r.everything, ""), next: page(r.everything, behind), again: again(r.everything),
-		firstKey: page(r.key, ""), nextKey: page(r.key, behind), againKey: again(r.key),
+		first: r.page(r.everything, ""), next: r.page(r.everything, behind), again: again(r.everything),
+		firstKey: r.page(r.key, ""), nextKey: r.page(r.key, behind), againKey: again(r.key),
 	}
 	return nil
 }
 
-// escapePercent protects what becomes part of a format.
-func escapePercent(s string) string { return strings.ReplaceAll(s, "%", "%%") }
+// page is a query of rows in the order of the key. Its last parameter is how many.
+func (r *chunkReader) page(columns []int, behind string) string {
+	order, where, limit := strings.Join(r.names(r.key), ", "), "", "$1"
+	if behind != "" {
+		where, limit = " where "+behind, fmt.Sprintf("$%d", len(r.key)+1)
+	}
+	tail := where + " order by " + order + " limit " + limit + "::bigint"
+	if !r.keep {
+		return "select " + strings.Join(r.names(columns), ", ") + " from " + r.from + tail
+	}
+	kept := []string{`"cdcsync keep"`}
+	for _, c := range columns {
+		name := quoteName(r.relation.Columns[c].Name)
+		if !slices.Contains(r.key, c) {
+			name = `case when "cdcsync keep" then ` + name + ` end`
+		}
+		kept = append(kept, name)
+	}
+	inner := "select " + strings.Join(r.names(r.everything), ", ") + ", (" + r.filter + `) is true as "cdcsync keep" from ` + r.from + tail
+	return "select " + strings.Join(kept, ", ") + " from (" + inner + ") as page order by " + order
+}
 
 func nonEmpty(all ...string) []string {
 	return slices.DeleteFunc(all, func(s string) bool { return s == "" })
-}
-
-func (r *chunkReader) keyTypes(ctx context.Context) error {
-	r.types = make([]string, len(r.key))
-	for i, column := range r.key {
-		c := &r.relation.Columns[column]
-		// Without the modifier: varchar(3) would cut the value that is compared.
-		if err := r.conn.QueryRow(ctx, `select format_type($1, -1)`, c.Type.OID).Scan(&r.types[i]); err != nil {
-			return fmt.Errorf("type of column %s: %w", c.Name, err)
-		}
-	}
-	return nil
 }
 
 // byPlace makes the query of a table without a key: blocks of its file, in order.
@@ -310,6 +304,7 @@ func (r *chunkReader) read(ctx context.Context, p *place, size int, c *chunk) er
 		switch {
 		case errors.Is(err, errChanged):
 			if err := r.look(ctx); err != nil {
+				r.close(ctx)
 				return err
 			}
 			continue
@@ -417,7 +412,7 @@ func (r *chunkReader) pageQuery(p *place, size int) (sql string, params [][]byte
 	if len(p.After) > 0 {
 		params = splitKey(p.After)
 	}
-	return fmt.Sprintf(sql, size), params
+	return sql, append(params, strconv.AppendInt(nil, int64(size), 10))
 }
 
 func blockNumber(after []byte) int64 {

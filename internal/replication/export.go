@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -22,12 +21,9 @@ type Export struct {
 // OpenExport connects and looks at the table. An *Error says that the table or the condition cannot be.
 func OpenExport(ctx context.Context, cfg BackfillConfig, spec BackfillSpec) (*Export, error) {
 	const largest = 1 << 30 // Postgres's own limit for a row
-	e := &Export{reader: &chunkReader{url: cfg.URL, publication: cfg.Publication, table: spec.Table, where: spec.Where, maxRow: largest}}
-	err := e.reader.open(ctx)
-	if err == nil || errors.Is(err, errNoOrder) { // what is read in one go needs no order
-		e.size, err = e.reader.check(ctx)
-	}
-	if err != nil {
+	e := &Export{reader: &chunkReader{url: cfg.URL, publication: cfg.Publication, table: spec.Table, where: spec.Where, maxRow: largest, whole: true}}
+	var err error
+	if e.size, err = e.reader.check(ctx); err != nil {
 		e.reader.close(ctx)
 		return nil, err
 	}

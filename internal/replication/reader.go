@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -112,15 +113,11 @@ func (r *Reader) Rows(ctx context.Context, rel *cdc.Relation, columns []int, key
 	}
 	present := make([]int, 0, len(columns)) // indexes in columns
 	for i, c := range columns {
-		if table.types[rel.Columns[c].Name] != "" {
+		if table.columns[rel.Columns[c].Name] {
 			present = append(present, i)
 		}
 	}
-	sql, err := table.rowsSQL(rel, columns, present)
-	if err != nil {
-		return nil, fmt.Errorf("read back %s: %w", rel, err)
-	}
-	found, err := r.read(ctx, sql, keyArrays(keys), xids)
+	found, err := r.read(ctx, table.rowsSQL(rel, columns, present), keyArrays(keys), xids)
 	if err != nil {
 		return nil, fmt.Errorf("read back %s: %w", rel, err)
 	}
@@ -140,8 +137,9 @@ func (r *Reader) Rows(ctx context.Context, rel *cdc.Relation, columns []int, key
 
 // presentTable is a relation as the catalogue has it now.
 type presentTable struct {
-	name  string
-	types map[string]string // column: its type, to cast to; array types are given for the text array of keys
+	name    string
+	columns map[string]bool
+	key     []keyColumn
 }
 
 // presentTable finds the table by its OID, since it may have been renamed; nil when it is gone.
@@ -149,17 +147,23 @@ func (r *Reader) presentTable(ctx context.Context, rel *cdc.Relation) (*presentT
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
 	rows, err := r.pool.Query(ctx, `
-		select case when c.relkind = 'r' then 'only ' else '' end || format('%I.%I', n.nspname, c.relname), a.attname::text, format_type(a.atttypid, -1)
+		select case when c.relkind = 'r' then 'only ' else '' end || quote_ident(n.nspname) || '.' || quote_ident(c.relname), a.attname::text, a.atttypid
 		from pg_class c join pg_namespace n on n.oid = c.relnamespace
 		join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 		where c.oid = $1`, rel.OID)
 	if err != nil {
 		return nil, err
 	}
-	t := &presentTable{types: make(map[string]string)}
-	var column, typ string
+	t := &presentTable{columns: make(map[string]bool)}
+	present := *rel // with the types that its key's columns have now
+	present.Columns = slices.Clone(rel.Columns)
+	var column string
+	var typ uint32
 	if _, err := pgx.ForEachRow(rows, []any{&t.name, &column, &typ}, func() error {
-		t.types[column] = typ
+		t.columns[column] = true
+		if i := rel.Column(column); i >= 0 {
+			present.Columns[i].Type = &cdc.Type{OID: typ}
+		}
 		return nil
 	}); err != nil {
 		return nil, err
@@ -167,33 +171,29 @@ func (r *Reader) presentTable(ctx context.Context, rel *cdc.Relation) (*presentT
 	if t.name == "" {
 		return nil, nil
 	}
-	return t, nil
+	key := KeyColumns(rel)
+	if len(key) == 0 {
+		return nil, &Error{Reason: "the table has no key by which rows can be read back", Solution: "give it a primary key"}
+	}
+	for _, c := range key {
+		if name := rel.Columns[c].Name; !t.columns[name] {
+			return nil, fmt.Errorf("key column %s is gone", name)
+		}
+	}
+	t.key, err = loadKey(ctx, r.pool, &present, key)
+	return t, err
 }
 
 // rowsSQL takes one text array for each key column.
-func (t *presentTable) rowsSQL(rel *cdc.Relation, columns, present []int) (string, error) {
-	key := KeyColumns(rel)
-	if len(key) == 0 {
-		return "", &Error{Reason: "the table has no key by which rows can be read back", Solution: "give it a primary key"}
-	}
-	var arrays, names, join []string
-	for i, c := range key {
-		name := rel.Columns[c].Name
-		if t.types[name] == "" {
-			return "", fmt.Errorf("key column %s is gone", name)
-		}
-		arrays = append(arrays, fmt.Sprintf("$%d::text[]", i+1))
-		names = append(names, fmt.Sprintf("k%d", i+1))
-		join = append(join, fmt.Sprintf("t.%s = k.k%d::%s", quoteName(name), i+1, t.types[name]))
-	}
+func (t *presentTable) rowsSQL(rel *cdc.Relation, columns, present []int) string {
 	var b strings.Builder
 	b.WriteString("select k.n")
 	for _, i := range present {
 		b.WriteString(", t." + quoteName(rel.Columns[columns[i]].Name))
 	}
-	fmt.Fprintf(&b, " from unnest(%s) with ordinality as k(%s, n) join %s t on %s",
-		strings.Join(arrays, ", "), strings.Join(names, ", "), t.name, strings.Join(join, " and "))
-	return b.String(), nil
+	arrays, aliases, equal := keyArrayParams(t.key, "t")
+	fmt.Fprintf(&b, " from unnest(%s) with ordinality as k(%s, n) join %s t on %s", arrays, aliases, t.name, equal)
+	return b.String()
 }
 
 func quoteName(name string) string { return pgx.Identifier{name}.Sanitize() }
