@@ -74,7 +74,10 @@ func mappingSpec(s *config.Sink) (spec mapping.Spec, known bool) {
 	if !known {
 		return mapping.Spec{}, false
 	}
-	spec = mapping.Spec{Item: of.Item, On: of.On, Deletes: mapping.DeleteAsItem, Coalesce: mapping.CoalesceNone, Key: of.Key, FullRows: of.FullRows}
+	spec = mapping.Spec{Item: of.Item, On: of.On, Deletes: mapping.DeleteAsItem, Coalesce: mapping.CoalesceNone, Leave: mapping.LeaveKeep, FullRows: of.FullRows}
+	if of.Deletes {
+		spec.Leave = mapping.LeaveDelete
+	}
 	if of.Withdraw {
 		spec.Deletes = mapping.DeleteWithdraw
 	}
@@ -95,6 +98,12 @@ func mappingSource(m *config.Mapping) mapping.Source {
 		source.Coalesce = mapping.CoalesceNone
 	case config.CoalesceLatest:
 		source.Coalesce = mapping.CoalesceLatest
+	}
+	switch m.Leave {
+	case config.LeaveDelete:
+		source.Leave = mapping.LeaveDelete
+	case config.LeaveKeep:
+		source.Leave = mapping.LeaveKeep
 	}
 	for _, l := range m.Lookups {
 		source.Lookups = append(source.Lookups, mapping.Lookup(l))

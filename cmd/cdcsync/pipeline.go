@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -266,9 +267,14 @@ func sourceConfig(cfg *config.Config, templates []*mapping.Template) replication
 		}
 		table := &c.Tables[i]
 		table.Insert = table.Insert || t.Sends(cdc.OpInsert)
-		table.Update = table.Update || t.Sends(cdc.OpUpdate)
+		table.Update = table.Update || t.Sends(cdc.OpUpdate) || t.Sends(cdc.OpDelete) || t.Source.When.Kind != 0 // an update may be a delete, or an insert
 		table.Delete = table.Delete || t.Sends(cdc.OpDelete)
-		table.NeedsFull = table.NeedsFull || t.WantsFullRows()
+		for _, lost := range t.Without() {
+			table.NeedsFull = true
+			if !strings.Contains(table.WithoutFull, lost) {
+				table.WithoutFull = strings.TrimPrefix(table.WithoutFull+"; "+lost, "; ")
+			}
+		}
 	}
 	return c
 }

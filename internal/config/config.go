@@ -200,6 +200,7 @@ type Mapping struct {
 	When     yaml.Node
 	Key      yaml.Node
 	Coalesce Coalesce // empty leaves it to the sink's type
+	Leave    Leave    // empty leaves it to the sink's type
 	Item     yaml.Node
 	Lookups  []Lookup // in the order of the file
 	Refresh  *Refresh // instead of Item
@@ -219,6 +220,15 @@ type Coalesce string
 const (
 	CoalesceNone   Coalesce = "none"   // each is sent
 	CoalesceLatest Coalesce = "latest" // the last state is sent
+)
+
+// Leave says what becomes at the vendor of a row that an update takes out of the filter.
+type Leave string
+
+// The choices of Leave.
+const (
+	LeaveDelete Leave = "delete" // it is deleted, or withdrawn
+	LeaveKeep   Leave = "keep"   // it stays as it was last sent
 )
 
 // Backfill says whether the rows that exist already are sent when the mapping is first seen.

@@ -396,8 +396,12 @@ func (m *Mapping) keys() []key {
 			doc: "Only rows for which this expression is true are sent.",
 		},
 		{
-			name: "key", value: template{&m.Key, "template", schema{}}, derived: "the primary key; the item's `id` for fanbase_queue, the account's id for fanatics_approvals",
-			doc: "What identifies the vendor's record: changes with the same key are delivered in order, and coalesced. A template, or a list of them.",
+			name: "leave", value: enum(&m.Leave, LeaveDelete, LeaveKeep), derived: "`delete` for stopchurn and fanatics_approvals, else `keep`",
+			doc: "What becomes at the vendor of a row that an update takes out of `when`. `delete`: its record is deleted, or withdrawn, which needs `REPLICA IDENTITY FULL`. `keep`: it stays as it was last sent.",
+		},
+		{
+			name: "key", value: template{&m.Key, "template", schema{}}, derived: "what identifies the record to the vendor; for fanbase_batch the primary key",
+			doc: "Changes with the same key are delivered in order, beside those of one record of the vendor's, which always are. For fanbase_batch also what is coalesced. A template, or a list of them.",
 		},
 		{
 			name: "coalesce", value: enum(&m.Coalesce, CoalesceNone, CoalesceLatest), derived: "`none` for stopchurn, else `latest`",

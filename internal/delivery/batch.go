@@ -39,6 +39,7 @@ type item struct {
 
 	body   span
 	key    span
+	orders span // hashes of further keys that keys knows of, 8 bytes each
 	change span // its one-change block, when the block does not hold the row that was rendered
 
 	held     int32 // head of the list of blocks that an absorbed item holds, -1 for none
@@ -62,6 +63,23 @@ func (b *batch) put(data []byte) span {
 	from := uint32(len(b.buf))
 	b.buf = append(b.buf, data...)
 	return span{from: from, to: uint32(len(b.buf))}
+}
+
+// putOrders puts hashes into the arena.
+func (b *batch) putOrders(hashes []uint64) span {
+	from := uint32(len(b.buf))
+	for _, hash := range hashes {
+		b.buf = binary.BigEndian.AppendUint64(b.buf, hash)
+	}
+	return span{from: from, to: uint32(len(b.buf))}
+}
+
+// hashes are those of an item's further keys.
+func (b *batch) hashes(it *item) (hashes []uint64) {
+	for rest := b.bytes(it.orders); len(rest) > 0; rest = rest[8:] {
+		hashes = append(hashes, binary.BigEndian.Uint64(rest))
+	}
+	return hashes
 }
 
 // fits says whether one more body leaves the request within the limits. A batch always takes its first item.
@@ -95,13 +113,32 @@ func (b *batch) find(m *renderer, hash uint64, key []byte) int {
 	return int(i)
 }
 
-// remember makes the last item one that newer ones may replace.
-func (b *batch) remember() {
+// remember makes the last item the newest of its keys: one that a newer one of its own may replace, and that none of another may be
+// moved in front of.
+func (b *batch) remember(orders []uint64) {
 	if b.index == nil {
 		b.index = make(map[uint64]int32)
 	}
-	last := len(b.items) - 1
-	b.index[b.items[last].hash] = int32(last)
+	last := int32(len(b.items) - 1)
+	b.index[b.items[last].hash] = last
+	b.order(last, orders)
+}
+
+// order notes an item as the newest of further keys.
+func (b *batch) order(i int32, orders []uint64) {
+	for _, hash := range orders {
+		b.index[hash] = i
+	}
+}
+
+// newest reports whether no item of one of the keys came after item i.
+func (b *batch) newest(i int, orders []uint64) bool {
+	for _, hash := range orders {
+		if at, ok := b.index[hash]; ok && int(at) > i {
+			return false
+		}
+	}
+	return true
 }
 
 // coalescedOp is the op of a state that stands for both: what the vendor has not seen inserted stays an insert, and what is
@@ -126,7 +163,7 @@ func (b *batch) replace(i int, it item, limits sinks.Limits) {
 		held := it.held
 		b.add(it, limits)
 		b.items[len(b.items)-1].held = held
-		b.remember()
+		b.remember(b.hashes(&it))
 		return
 	}
 	b.size += it.length() - old.length()

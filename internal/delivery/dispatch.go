@@ -18,7 +18,7 @@ type dispatcher struct {
 	partial Partial // nil when every item tells all of its record
 
 	renderers []*renderer
-	booking   bool // a mapping has parents: keys knows of all items
+	booking   bool // a mapping has parents, or orders by more than its records: keys knows of all items
 	seed      maphash.Seed
 
 	decoder cdc.Decoder
@@ -32,6 +32,8 @@ type dispatcher struct {
 	env     mapping.Env
 	ahead   mapping.Route // of looking ahead
 	missing []int         // scratch
+	orders  []uint64      // hashes of the part's orders
+	behind  []uint64      // of its orders and parents
 	unit    unit
 	refuse  []refusal
 	filling []*lane     // that have an open batch
@@ -45,6 +47,7 @@ type renderer struct {
 	table    string
 	counters *itemCounters
 	filtered [ops]int // not counted yet
+	left     [ops]int
 }
 
 // unit is what is dispatched at once: a block, a dead letter that is sent again, or the roots that a block refreshes.
@@ -106,7 +109,7 @@ func newDispatcher(w *Worker, templates []*mapping.Template, source Source) *dis
 		d.renderers = append(d.renderers, &renderer{
 			template: t, name: t.Source.Name, table: table, counters: &itemCounters{items: w.metrics.items, table: table},
 		})
-		d.booking = d.booking || len(t.Source.Parents) > 0
+		d.booking = d.booking || len(t.Source.Parents) > 0 || t.Ordered()
 	}
 	return d
 }
@@ -273,7 +276,11 @@ func (d *dispatcher) mapped(ctx context.Context, c *cdc.Change, p *compiled) err
 		return &fatalError{fmt.Errorf("mapping %s: %w", p.name, err)}
 	}
 	if len(d.route.Parts) == 0 {
-		p.filtered[c.Op]++
+		if d.route.Left {
+			p.left[c.Op]++
+		} else {
+			p.filtered[c.Op]++
+		}
 		return nil
 	}
 	for i := range d.route.Parts {
@@ -340,6 +347,10 @@ func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part 
 	buf, err := p.plan.Append(b.buf, c, part, &d.env)
 	if err != nil {
 		b.buf = buf[:start]
+		if errors.Is(err, mapping.ErrNothing) {
+			p.filtered[c.Op]++
+			return nil
+		}
 		return d.unrendered(c, p, part, it, err)
 	}
 	b.buf = buf
@@ -348,6 +359,9 @@ func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part 
 	if d.booking {
 		it.booked = true
 		d.worker.keys.add(it.hash, number)
+		for _, hash := range d.orders {
+			d.worker.keys.add(hash, number)
+		}
 	}
 	if p.coalesce && d.coalesce(b, p.renderer, part, &it, c) {
 		d.charge(b)
@@ -356,13 +370,13 @@ func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part 
 	if b, err = d.roomFor(ctx, l, b, &it); err != nil {
 		return err
 	}
-	it.key = b.put(part.Key)
+	it.key, it.orders = b.put(part.Key), b.putOrders(d.orders)
 	if d.unit.keep {
 		it.change = b.put(cdc.EncodeChange(c))
 	}
 	b.add(it, d.worker.limits)
-	if p.coalesce && !d.unit.urgent {
-		b.remember()
+	if !d.unit.urgent && (p.coalesce || len(b.index) > 0) {
+		b.remember(d.orders)
 	}
 	d.charge(b)
 	return nil
@@ -390,6 +404,9 @@ func (d *dispatcher) coalesce(b *batch, r *renderer, part *mapping.Part, it *ite
 	if d.partial != nil && !d.partial.Covers(b.bytes(it.body), b.bytes(old.body)) {
 		return false
 	}
+	if !b.newest(i, d.orders) { // in the older's place it would leave before what shares its record
+		return false
+	}
 	if d.waitsForParent(part) { // in the older's place it could leave before its parent
 		return false
 	}
@@ -399,12 +416,12 @@ func (d *dispatcher) coalesce(b *batch, r *renderer, part *mapping.Part, it *ite
 	if d.unit.keep {
 		it.change = b.put(cdc.EncodeChange(c))
 	}
-	it.key = old.key
-	if d.booking {
-		d.worker.keys.done(it.hash) // the older; the newer has been added
-	}
+	it.key, it.orders = old.key, b.putOrders(d.orders)
+	d.worker.unbook(b, old) // the newer has been added
 	d.worker.count(r, old.op, outcomeCoalesced, 1)
-	b.replace(i, *it, d.worker.limits)
+	if b.replace(i, *it, d.worker.limits); it.op != cdc.OpDelete {
+		b.order(int32(i), d.orders)
+	}
 	return true
 }
 
@@ -443,18 +460,25 @@ func (d *dispatcher) charge(b *batch) {
 	b.charged = size
 }
 
-// laneOf says which lane an item goes through: that in which items of its key, or of its parents', are on the way, else the
+// laneOf says which lane an item goes through: that in which items of its keys, or of its parents', are on the way, else the
 // key's own. When those are in several lanes it waits.
 func (d *dispatcher) laneOf(ctx context.Context, part *mapping.Part, hash uint64) (int, error) {
 	own := int(hash % uint64(len(d.worker.lanes)))
+	d.orders, d.behind = d.orders[:0], d.behind[:0]
 	if !d.booking {
 		return own, nil
+	}
+	for _, key := range part.Orders {
+		d.orders = append(d.orders, maphash.Bytes(d.seed, key))
+	}
+	d.behind = append(d.behind, d.orders...)
+	for _, parent := range part.Parents {
+		d.behind = append(d.behind, maphash.Bytes(d.seed, parent))
 	}
 	for {
 		lane, busy := d.worker.keys.lane(hash)
 		conflict := uint64(0)
-		for _, parent := range part.Parents {
-			of := maphash.Bytes(d.seed, parent)
+		for _, of := range d.behind {
 			at, ok := d.worker.keys.lane(of)
 			switch {
 			case !ok:
@@ -609,6 +633,9 @@ func (d *dispatcher) countFiltered() {
 		for op, n := range r.filtered {
 			d.worker.count(r, cdc.Op(op), outcomeFiltered, n)
 		}
-		r.filtered = [ops]int{}
+		for op, n := range r.left {
+			d.worker.count(r, cdc.Op(op), outcomeLeft, n)
+		}
+		r.filtered, r.left = [ops]int{}, [ops]int{}
 	}
 }

@@ -379,10 +379,19 @@ func overtakenWithin(b *batch, part []int32, outcomes []sinks.Outcome) bool {
 // settleItem releases all that waits for the item.
 func (w *Worker) settleItem(b *batch, i int32) {
 	it := &b.items[i]
-	if it.booked {
-		w.keys.done(it.hash)
-	}
+	w.unbook(b, it)
 	b.settle(it)
+}
+
+// unbook tells keys that an item is not on the way any more.
+func (w *Worker) unbook(b *batch, it *item) {
+	if !it.booked {
+		return
+	}
+	w.keys.done(it.hash)
+	for _, hash := range b.hashes(it) {
+		w.keys.done(hash)
+	}
 }
 
 // source returns the one-change block of the row that an item was rendered from.

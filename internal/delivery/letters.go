@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/mapping"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
@@ -145,7 +146,15 @@ func (l *letters) forget(open *openLetter) {
 // keyMark is in every key that tells records apart; a key without it is a mere scope (mapping.Part.Key).
 const keyMark = "\x00"
 
-func letterKey(mapping, key string) string { return mapping + "\x00" + key }
+// letterKey identifies a record: by the mapping and its key, or by the vendor's own key in whatever mapping.
+func letterKey(of, key string) string { return string(appendLetterKey(nil, of, []byte(key))) }
+
+func appendLetterKey(dst []byte, of string, key []byte) []byte {
+	if !mapping.IsVendorKey(key) {
+		dst = append(dst, of...)
+	}
+	return append(append(dst, keyMark...), key...)
+}
 
 // park stores letters. When the limit is reached it halts the sink and waits for Resume.
 func (l *letters) park(ctx context.Context, letters []Letter) error {
@@ -290,7 +299,7 @@ func (l *letters) passed(ctx context.Context, b *batch, taken []int32) error {
 	l.mu.Lock()
 	for _, i := range taken {
 		it := &b.items[i]
-		key = append(append(append(key[:0], it.mapping.name...), 0), b.bytes(it.key)...)
+		key = appendLetterKey(key[:0], it.mapping.name, b.bytes(it.key))
 		for _, open := range l.byKey[string(key)] {
 			if !open.superseded && open.pos.Compare(it.pos) < 0 && l.supersedes(b, it, open) {
 				open.superseded = true

@@ -16,13 +16,14 @@ const (
 	outcomeDelivered outcome = iota
 	outcomeRejected          // became a dead letter
 	outcomeCoalesced         // a newer state of the same key was sent instead
-	outcomeFiltered          // no item: on or when left it out
+	outcomeFiltered          // no item: on or when left it out, or there was nothing to tell
+	outcomeLeft              // no item: the row has left when, and its record stays at the vendor
 	outcomeGone              // the row to read back is not there any more: a later change says so
 	outcomeRetried           // sent and to be sent again; it is not the last outcome of the item
 	outcomes
 )
 
-var outcomeNames = [outcomes]string{"delivered", "rejected", "coalesced", "filtered", "gone", "retried"}
+var outcomeNames = [outcomes]string{"delivered", "rejected", "coalesced", "filtered", "left", "gone", "retried"}
 
 const ops = int(cdc.OpRead) + 1
 

@@ -84,8 +84,7 @@ type accepted struct {
 	item   Tracked
 	blocks []*block
 	letter *openLetter
-	hash   uint64
-	booked bool
+	booked []uint64 // the hashes under which keys knows of it
 }
 
 func newTracker(w *Worker, confirmer Confirmer, store Tracks) *tracker {
@@ -207,7 +206,10 @@ func (t *tracker) accept(ctx context.Context, b *batch, i int32, tracking string
 	it := &b.items[i]
 	a := accepted{
 		item:   Tracked{Tracking: tracking, AcceptedAt: time.Now(), Letter: t.worker.letterOf(b, it)},
-		blocks: b.holders(it), letter: it.block.letter, hash: it.hash, booked: it.booked,
+		blocks: b.holders(it), letter: it.block.letter,
+	}
+	if it.booked {
+		a.booked = append(b.hashes(it), it.hash)
 	}
 	t.worker.memory.batch(1)
 	t.mu.Lock()
@@ -311,8 +313,8 @@ func (t *tracker) tracked(ctx context.Context, a *accepted) error {
 			return err
 		}
 	}
-	if a.booked {
-		w.keys.done(a.hash)
+	for _, hash := range a.booked {
+		w.keys.done(hash)
 	}
 	for _, b := range a.blocks {
 		b.settle()

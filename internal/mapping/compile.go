@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"regexp"
 	"slices"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -17,7 +18,6 @@ func (t *Template) Compile(rel *cdc.Relation) (*Plan, problem.List) {
 	c := &planCompiler{reporter: reporter{source: t.Source}, template: t, relation: rel, reads: map[int]bool{}, slots: map[string]int{}}
 	plan := &Plan{
 		template: t, relation: rel,
-		scope:        []byte(t.scope()),
 		parentScopes: t.parentScopes,
 		identity:     identityOf(rel),
 	}
@@ -25,16 +25,16 @@ func (t *Template) Compile(rel *cdc.Relation) (*Plan, problem.List) {
 		plan.when = c.expression(t.when, nil)
 		c.boolean(t.when, plan.when)
 	}
-	plan.key = c.operands(t.key)
-	plan.keyed = len(t.key) > 0 || len(plan.identity) > 0
+	c.identities(plan)
 	plan.lookups = c.operands(t.lookups)
 	plan.parents = c.operands(t.parents)
 	if t.by != nil {
 		plan.by = c.operand(t.by)
 	} else {
-		plan.item = c.program(false)
+		plan.item = c.program(t.item, t.Spec.Item.Root, false)
 		if t.Spec.Deletes == DeleteWithdraw {
-			plan.withdraw = c.program(true)
+			plan.withdraw = c.program(t.item, t.Spec.Item.Root, true)
+			c.flags(plan)
 		}
 	}
 	if len(c.problems) > 0 {
@@ -42,7 +42,7 @@ func (t *Template) Compile(rel *cdc.Relation) (*Plan, problem.List) {
 	}
 	plan.columns = slices.Sorted(maps.Keys(c.reads))
 	plan.fields = c.fields
-	plan.splitOn = c.splitOn(plan)
+	plan.watch()
 	plan.machine = newMachine(rel, len(c.slots))
 	return plan, nil
 }
@@ -77,7 +77,13 @@ type operand struct {
 	path   string
 	column int
 	expr   *expression // nil for a column
-	uuid   bool        // in lower case, so that keys are equal when the vendor's are
+	reads  []int       // the columns that it depends on
+
+	constant    string   // where there is neither a column nor an expression
+	uuid, lower bool     // in lower case, so that keys are equal when the vendor's are
+	within      []string // the path to the value within what the column or expression gives
+	tagged      *shape.Tagged
+	tag         string // with tagged: the value is that of the list's element that has the tag
 }
 
 func (c *planCompiler) operands(nodes []*templateNode) []operand {
@@ -89,7 +95,7 @@ func (c *planCompiler) operands(nodes []*templateNode) []operand {
 }
 
 func (c *planCompiler) operand(n *templateNode) operand {
-	o := operand{path: n.path, column: -1, uuid: n.uuid}
+	o := operand{path: n.path, column: -1}
 	switch n.kind {
 	case templateColumn:
 		o.column = c.column(n)
@@ -97,10 +103,32 @@ func (c *planCompiler) operand(n *templateNode) operand {
 		o.expr = c.expression(n, nil)
 		if o.expr != nil && o.expr.whole != nil && o.expr.whole.kind == refColumn {
 			o.column, o.expr = o.expr.whole.column, nil
+		} else if column := c.asText(n.text); o.expr != nil && column >= 0 {
+			o.column, o.expr = column, nil
 		}
 	default: // the vendor's key is a constant in the item: one record for the whole table
 	}
+	o.reads = o.columns()
 	return o
+}
+
+var textOfColumn = regexp.MustCompile(`^\s*string\(\s*([A-Za-z_][A-Za-z0-9_]*)\s*\)\s*$`)
+
+// asText is the column of which an expression gives the text as the tuple has it, or -1.
+func (c *planCompiler) asText(expression string) int {
+	m := textOfColumn.FindStringSubmatch(expression)
+	if m == nil {
+		return -1
+	}
+	i := c.relation.Column(m[1])
+	if i < 0 {
+		return -1
+	}
+	if t := goType(c.relation.Columns[i].Type); t != typeInt && t != typeString {
+		return -1
+	}
+	c.reads[i] = true
+	return i
 }
 
 // column finds a column and reports one that is not there as -1.
@@ -142,27 +170,8 @@ func (c *planCompiler) boolean(n *templateNode, e *expression) {
 	}
 }
 
-// splitOn are the columns whose change makes the row another record: the table's key and, where deleted rows are withdrawn by
-// value, whatever decides which values they had.
-func (c *planCompiler) splitOn(plan *Plan) []int {
-	if plan.item == nil {
-		return plan.by.appendColumns(nil) // a child that moves to another root: both roots are sent again
-	}
-	columns := slices.Clone(plan.identity)
-	if c.template.Spec.Deletes != DeleteWithdraw || plan.withdraw == nil {
-		return columns
-	}
-	for i := range plan.withdraw.steps {
-		columns = plan.withdraw.steps[i].operand.appendColumns(columns)
-	}
-	for i := range plan.key {
-		columns = plan.key[i].appendColumns(columns)
-	}
-	slices.Sort(columns)
-	return slices.Compact(columns)
-}
-
-func (o *operand) appendColumns(columns []int) []int {
+// columns are those that the operand reads of the row that is rendered.
+func (o *operand) columns() (columns []int) {
 	if o.expr == nil {
 		if o.column >= 0 {
 			columns = append(columns, o.column)
@@ -205,6 +214,8 @@ type step struct {
 	codec   *codec
 	quote   bool        // a number is sent as a string
 	decoded bool        // the column's value is decoded first, to be checked throughout
+	flags   bool        // it is the map of a sink that withdraws: null and empty mean that there is nothing to tell
+	false   bool        // every flag within is false
 	check   *shape.Node // nil: anything fits, or what is sent is known to fit
 	node    *shape.Node // what the vendor takes here
 	path    string
@@ -224,10 +235,11 @@ type builder struct {
 	pending  []byte
 }
 
-func (c *planCompiler) program(withdraw bool) *program {
+// program compiles a value that stands where the shape has at.
+func (c *planCompiler) program(n *templateNode, at *shape.Node, withdraw bool) *program {
 	b := &builder{planCompiler: c, withdraw: withdraw}
 	problems, fields := c.problems, c.fields
-	b.node(c.template.item, place{node: c.template.Spec.Item.Root})
+	b.node(n, place{node: at, withdraw: at != nil && at.Kind == shape.Map})
 	if withdraw {
 		c.problems, c.fields = problems, fields // the same as those of the item
 	}
@@ -300,7 +312,7 @@ func (b *builder) columnValue(n *templateNode, i int, at place) {
 	column := &b.relation.Columns[i]
 	t := goType(column.Type)
 	b.fits(n, fmt.Sprintf("column %q has type %s", column.Name, pgTypeName(column.Type)), column.Name, t, at.node)
-	s := step{kind: stepColumn, operand: operand{column: i}, node: at.node, path: n.path}
+	s := step{kind: stepColumn, operand: operand{column: i, reads: []int{i}}, node: at.node, path: n.path}
 	s.codec = newCodec(column.Type, timesFor(b.template.Spec.Item.Times, at.node))
 	if at.node != nil {
 		switch s.codec.form {
@@ -311,6 +323,7 @@ func (b *builder) columnValue(n *templateNode, i int, at place) {
 			s.decoded = true
 		default:
 			s.check = at.node
+			s.decoded = at.node.Kind == shape.Boolean && s.codec.form != formBool // a text that says true or false
 		}
 		if plainKind(at.node, s.codec) {
 			s.check = nil
@@ -331,6 +344,8 @@ func plainKind(n *shape.Node, c *codec) bool {
 // field adds a step that is a whole value, with the name of a field that may be left out.
 func (b *builder) field(s *step, at place) {
 	s.omit, s.comma = at.omit, at.comma
+	s.flags = b.template.Spec.Deletes == DeleteWithdraw && at.node != nil && at.node.Kind == shape.Map
+	s.false = b.withdraw
 	if at.omit {
 		s.name = []byte(at.field)
 	}
@@ -350,7 +365,8 @@ func (b *builder) expressionStep(n *templateNode, at place) {
 		b.columnValue(n, e.whole.column, at)
 		return
 	}
-	s := step{kind: stepExpression, operand: operand{path: n.path, expr: e}, node: at.node, path: n.path}
+	s := step{kind: stepExpression, operand: operand{path: n.path, column: -1, expr: e}, node: at.node, path: n.path}
+	s.operand.reads = s.operand.columns()
 	if e.whole != nil && e.whole.kind == refLookup {
 		s.kind, s.lookup = stepLookup, e.whole.lookup
 		s.many = b.template.Source.Lookups[s.lookup].Many
@@ -513,7 +529,7 @@ func typeFits(t reflect.Type, s *shape.Node, times shape.Times) bool {
 	case shape.Number, shape.Integer:
 		return numericType(t) || timeType(t) && times == shape.TimesUnixMilli
 	case shape.Boolean:
-		return t == typeBool
+		return t == typeBool || t == typeString
 	case shape.Object, shape.Map:
 		return t.Kind() == reflect.Map
 	case shape.Array:
@@ -535,8 +551,6 @@ func fitHint(name string, t reflect.Type, s *shape.Node) string {
 		return fmt.Sprintf("=day(%s), =month(%s), =year(%s) or =ms(%s)", name, name, name, name)
 	case s.Kind == shape.Boolean && t == typeInt:
 		return fmt.Sprintf("=%s == 1", name)
-	case s.Kind == shape.Boolean && t == typeString:
-		return fmt.Sprintf(`=%s == "yes"`, name)
 	case s.Kind == shape.String && t != typeDecimal:
 		return fmt.Sprintf("=string(%s)", name)
 	}

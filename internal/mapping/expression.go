@@ -32,11 +32,12 @@ type scope struct {
 type refKind uint8
 
 const (
-	refColumn  refKind = iota + 1 // of the row that is rendered
-	refOld                        // of the row before the change
-	refOp                         // the operation's name
-	refChanged                    // whether one of columns differs between old and new
-	refLookup                     // a lookup's result
+	refColumn     refKind = iota + 1 // of the row that is rendered
+	refOld                           // of the row before the change
+	refOp                            // the operation's name
+	refChanged                       // whether one of columns differs between old and new
+	refLookup                        // a lookup's result
+	refCommitTime                    // when the change was committed
 )
 
 // ref is one outside value that an expression uses, under the name that it has in the expression's environment. No such name
@@ -81,6 +82,18 @@ func compileExpression(source string, sc scope) (*expression, []mistake) {
 		}
 	}
 	config.WithEnv(types.Map{})
+	written, wrong := writeOut(source)
+	if wrong != nil {
+		return nil, []mistake{*wrong}
+	}
+	e, mistakes := compileWritten(written.text, sc, config)
+	for i := range mistakes {
+		written.place(&mistakes[i])
+	}
+	return e, mistakes
+}
+
+func compileWritten(source string, sc scope, config *conf.Config) (*expression, []mistake) {
 	tree, err := parser.ParseWithConfig(source, config)
 	if err != nil {
 		return nil, []mistake{mistakeOf(err)}
@@ -274,6 +287,12 @@ func (r *resolver) call(node *ast.Node, n *ast.CallNode) {
 		r.mistake(n, "only functions can be called", problemFunctions)
 	case id.Value == "changed":
 		r.changed(node, n)
+	case id.Value == "commit_time":
+		if len(n.Arguments) > 0 {
+			r.mistake(n, "commit_time takes no argument", "commit_time()")
+			return
+		}
+		r.refer(node, ref{name: "the commit time", said: "commit_time()", kind: refCommitTime}, typeTime)
 	case !slices.Contains(functionNames, id.Value):
 		r.unknown(n.Callee, "function", id.Value, functionNames)
 	}

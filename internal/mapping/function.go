@@ -127,6 +127,11 @@ var functions = []function{
 		false, parseJSONText,
 	},
 	{
+		Function{"object", "object(list, key, value)", "An object with a field for each element; # is the element, .name its field. Null keys are left out.", `object(["a", "b"], #, true)`, `{"a":true,"b":true}`},
+		[]any{func([]any) map[string]any { return nil }},
+		false, objectOfPairs,
+	},
+	{
 		Function{"ms", "ms(time)", "Milliseconds since 1970 UTC; a date is its midnight in UTC.", `ms(created_at)`, `1758393691219`},
 		timeToInt, false,
 		onTime(func(t time.Time, _ bool) any { return int(t.UnixMilli()) }),
@@ -192,7 +197,7 @@ var functionNames, functionTable = func() (names []string, table map[string]*bui
 	for _, f := range languageFunctions {
 		names = append(names, f.Name)
 	}
-	names = append(names, "changed")
+	names = append(names, "changed", "commit_time")
 	slices.Sort(names)
 	return names, table
 }()

@@ -101,6 +101,8 @@ func (m *machine) load(rf *ref, r *row) (any, *RejectError) {
 		return m.decode(rf.column, v)
 	case refOp:
 		return r.op.String(), nil
+	case refCommitTime:
+		return r.change.CommitTime.UTC(), nil
 	case refChanged:
 		return m.changed(rf.columns, r)
 	default:

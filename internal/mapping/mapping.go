@@ -6,6 +6,7 @@
 package mapping
 
 import (
+	"errors"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -26,6 +27,7 @@ type Source struct {
 
 	When, Key, Item yaml.Node
 	Coalesce        Coalesce // 0: the sink type's default
+	Leave           Leave    // 0: the sink type's default
 	Lookups         []Lookup
 	Refresh         *Refresh
 	Parents         []Parent
@@ -77,13 +79,22 @@ const (
 	CoalesceLatest                     // only the last state of a key
 )
 
+// Leave says what becomes at the vendor of a row that an update takes out of the filter.
+type Leave uint8
+
+// The policies.
+const (
+	LeaveDelete Leave = iota + 1 // the record is deleted, or withdrawn
+	LeaveKeep                    // the record stays as it was last sent
+)
+
 // Deletes says what a deleted row becomes.
 type Deletes uint8
 
 // The policies.
 const (
 	DeleteAsItem   Deletes = iota + 1 // the old row's item, with the operation delete
-	DeleteWithdraw                    // the old row's item, in which every flag of a free-keyed object is false
+	DeleteWithdraw                    // the old row's item, in which every flag of its map is false
 )
 
 // Spec is what a mapping must know of its sink's type.
@@ -92,9 +103,7 @@ type Spec struct {
 	On       []cdc.Op // operations sent when the mapping does not say
 	Deletes  Deletes
 	Coalesce Coalesce
-	// Key is the path within the item of what identifies the record to the vendor; nil means the table's own key. With a
-	// path, records of several tables are one record when the values are equal.
-	Key []string
+	Leave    Leave
 	// FullRows is set when a delete must carry the whole row, so that the table needs REPLICA IDENTITY FULL.
 	FullRows bool
 }
@@ -124,6 +133,9 @@ func (e *RejectError) Error() string {
 	return b.String()
 }
 
+// ErrNothing is Append's answer when there is nothing to send: a map of approvals that is null or empty.
+var ErrNothing = errors.New("the item tells nothing")
+
 // Rows is what a lookup found for one key. Columns leaves out the key, which is the first column of the result.
 type Rows struct {
 	Columns []cdc.Field // the names are the fields of the objects
@@ -144,9 +156,12 @@ type Part struct {
 	Old bool
 	// Suffix makes the ID of the item unique: /read, /old or /new, or empty.
 	Suffix string
-	// Key orders and coalesces: changes with equal keys are of one record. It begins with its scope, a table or the sink's
-	// own, so that keys of different mappings to one sink can be compared. It aliases the Route.
+	// Key is the record's: changes with equal keys are of one record, which coalesces, and marks older letters. It begins with its
+	// scope, a table or the vendor's own (IsVendorKey), so that keys of different mappings to one sink can be compared. It aliases
+	// the Route.
 	Key []byte
+	// Orders are further keys, in the same form, with whose items this one stays in order.
+	Orders [][]byte
 	// Parents are keys, in the same form, of the records that must be delivered before this one. A null reference has none.
 	Parents [][]byte
 	// Lookups are the keys to look up, in the order of Template.Lookups; nil where the key is null and nothing is to be found.
@@ -155,12 +170,16 @@ type Part struct {
 	Refresh []byte
 	// Reject is set when this part cannot be sent. It goes to the dead letters.
 	Reject *RejectError
+
+	keep []string // of a withdrawal by an update: what is in the new map, too
 }
 
 // Route is what becomes of one change. It may be used again for the next, which overwrites it.
 type Route struct {
 	// Parts are the items to render, in order. None means that the change is filtered, by on or by when.
 	Parts []Part
+	// Left is set when the row has left the filter and the record stays at the vendor.
+	Left bool
 
 	buf  []byte
 	keys [][]byte

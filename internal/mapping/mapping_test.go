@@ -3,6 +3,7 @@ package mapping
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
@@ -29,7 +31,8 @@ var specs = map[string]Spec{
 		On:   []cdc.Op{cdc.OpInsert, cdc.OpUpdate, cdc.OpDelete}, Deletes: DeleteAsItem, Coalesce: CoalesceLatest,
 	},
 	"stopchurn": {
-		Item: shape.Item{Times: shape.TimesUnixMilli, Root: object(
+		Leave: LeaveDelete,
+		Item: shape.Item{Times: shape.TimesUnixMilli, Identity: [][]string{{"brandId"}, {"tableName"}, {"data", "id"}}, Root: object(
 			required("brandId", &shape.Node{Kind: shape.Integer}),
 			required("tableName", &shape.Node{Kind: shape.String, Format: shape.FormatNoBlank}),
 			required("data", &shape.Node{Kind: shape.Object, Open: true}),
@@ -39,23 +42,28 @@ var specs = map[string]Spec{
 		On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate, cdc.OpDelete}, Deletes: DeleteAsItem, Coalesce: CoalesceNone, FullRows: true,
 	},
 	"fanbase_queue": {
-		Item: shape.Item{Times: shape.TimesISO, Root: object(
+		Leave: LeaveKeep,
+		Item: shape.Item{Times: shape.TimesISO, Identity: [][]string{{"id"}}, Root: object(
 			required("id", &shape.Node{Kind: shape.String, Format: shape.FormatNoBlank}),
 			optional("cpf", &shape.Node{Kind: shape.String, Nullable: true}),
 		)},
 		On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate}, Deletes: DeleteAsItem, Coalesce: CoalesceLatest,
 	},
 	"fanbase_batch": {
-		Item: shape.Item{Times: shape.TimesISO, Root: fanbaseShape()},
-		On:   []cdc.Op{cdc.OpInsert, cdc.OpUpdate}, Deletes: DeleteAsItem, Coalesce: CoalesceLatest,
+		Leave: LeaveKeep,
+		Item: shape.Item{
+			Times: shape.TimesISO, Root: fanbaseShape(),
+			People: &shape.Tagged{List: "numbers", Tag: "numberType", Value: "number", Tags: []string{"1", "4"}},
+		},
+		On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate}, Deletes: DeleteAsItem, Coalesce: CoalesceLatest,
 	},
 	"fanatics_approvals": {
-		Item: shape.Item{Times: shape.TimesISO, Root: object(
+		Leave: LeaveDelete,
+		Item: shape.Item{Times: shape.TimesISO, Identity: [][]string{{"account_tenant_fanid"}}, Root: object(
 			required("account_tenant_fanid", &shape.Node{Kind: shape.String, Format: shape.FormatUUID}),
 			required("invite_approval_map", &shape.Node{Kind: shape.Map, Key: shape.FormatUUID, Elem: &shape.Node{Kind: shape.Boolean}}),
 		)},
 		On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate, cdc.OpDelete}, Deletes: DeleteWithdraw, Coalesce: CoalesceLatest,
-		Key: []string{"account_tenant_fanid"},
 	},
 }
 
@@ -184,6 +192,7 @@ func sourceOf(tb testing.TB, text string) (src Source, sink string) {
 		When     yaml.Node
 		Key      yaml.Node
 		Coalesce string
+		Leave    string
 		Item     yaml.Node
 		Lookups  yaml.Node
 		Refresh  *struct {
@@ -205,6 +214,7 @@ func sourceOf(tb testing.TB, text string) (src Source, sink string) {
 	if src.Name == "" {
 		src.Name = def.Table
 	}
+	src.Leave = map[string]Leave{"delete": LeaveDelete, "keep": LeaveKeep}[def.Leave]
 	for _, name := range def.On {
 		op, _ := cdc.ParseOp(name)
 		src.On = append(src.On, op)
@@ -243,7 +253,10 @@ func changesOf(tb testing.TB, rel *cdc.Relation, source string) (changes []*cdc.
 			if !ok {
 				tb.Fatalf("change %d: unknown operation %q", i, name)
 			}
-			ch := &cdc.Change{Op: op, Relation: rel, Position: cdc.Position{Commit: 0x16B374D848, Ordinal: uint32(i + 1)}}
+			ch := &cdc.Change{
+				Op: op, Relation: rel, Position: cdc.Position{Commit: 0x16B374D848, Ordinal: uint32(i + 1)},
+				CommitTime: time.Date(2023, 9, 10, 14, 54, 35, 0, time.UTC),
+			}
 			ch.OldIsKey = strings.HasSuffix(name, " key")
 			switch op {
 			case cdc.OpDelete:
@@ -352,7 +365,10 @@ func TestGolden(t *testing.T) {
 			if err := plan.Route(&route, ch); err != nil {
 				t.Fatal(err)
 			}
-			if len(route.Parts) == 0 {
+			switch {
+			case route.Left:
+				out.WriteString("left\n")
+			case len(route.Parts) == 0:
 				out.WriteString("filtered\n")
 			}
 			for i := range route.Parts {
@@ -384,6 +400,9 @@ func checkVendor(t *testing.T, page, got string) {
 
 func writePart(out *strings.Builder, plan *Plan, ch *cdc.Change, part *Part, env *Env) {
 	fmt.Fprintf(out, "%s %s key %q", part.Op, plan.AppendID(nil, ch, part), part.Key)
+	for _, order := range part.Orders {
+		fmt.Fprintf(out, " order %q", order)
+	}
 	for _, parent := range part.Parents {
 		fmt.Fprintf(out, " parent %q", parent)
 	}
@@ -398,6 +417,10 @@ func writePart(out *strings.Builder, plan *Plan, ch *cdc.Change, part *Part, env
 		fmt.Fprintf(out, "send again: %s\n", part.Refresh)
 	default:
 		body, err := plan.Append([]byte("x"), ch, part, env)
+		if errors.Is(err, ErrNothing) {
+			out.WriteString("nothing to tell\n")
+			return
+		}
 		if err != nil {
 			fmt.Fprintf(out, "rejected: %v\n", err)
 			return

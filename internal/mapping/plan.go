@@ -1,7 +1,6 @@
 package mapping
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -16,25 +15,36 @@ import (
 type Plan struct {
 	template     *Template
 	relation     *cdc.Relation
-	scope        []byte
 	parentScopes []string
 
 	when     *expression // nil: every row
-	key      []operand   // empty: the identity
-	keyed    bool        // false: the table has nothing that tells rows apart
+	set      bool        // when looks at nothing but the row, so that it defines a set of rows
+	record   identity
+	keyed    bool       // false: the table has nothing that tells rows apart
+	orders   []identity // further keys whose items stay in order with this record's
+	people   int        // the first of orders that say whom the item is about, or len(orders)
 	identity []int
-	splitOn  []int
+	watched  []int // columns whose change may make a row another record, or take it into or out of the filter
 	lookups  []operand
 	parents  []operand
 	by       operand
 	item     *program // nil for a refresh mapping
 	withdraw *program
+	told     bool // the item tells of the operation or the old row: it stands for its change only
 	columns  []int
 	fields   []Field
 
-	machine machine
-	opens   []int           // where the objects being rendered begin
-	codecs  map[int]*lookup // by lookup
+	flagsName     string   // of a sink that withdraws: the field with the map
+	flags         *program // that map, each of its flags false
+	flagsOperands []operand
+	flagsLookUp   bool
+
+	machine     machine
+	opens       []int           // where the objects being rendered begin
+	codecs      map[int]*lookup // by lookup
+	keyBefore   []byte          // scratch
+	keyAfter    []byte
+	flagsBuffer []byte
 }
 
 // lookup is what is known of a lookup's result from its first rendering on.
@@ -52,9 +62,10 @@ func (p *Plan) Relation() *cdc.Relation { return p.relation }
 // Columns are the indexes of the columns that routing and rendering read, in order.
 func (p *Plan) Columns() []int { return p.columns }
 
-// Coalesce is the template's policy, except that rows that nothing tells apart are all sent.
+// Coalesce is the template's policy, except that rows that nothing tells apart are all sent, and so are items that depend on what
+// happened and not only on the row: the state after an insert and an update would be told as that after the update alone.
 func (p *Plan) Coalesce() Coalesce {
-	if !p.keyed {
+	if !p.keyed || p.told {
 		return CoalesceNone
 	}
 	return p.template.Source.Coalesce
@@ -99,22 +110,37 @@ func (p *Plan) Append(dst []byte, ch *cdc.Change, part *Part, env *Env) ([]byte,
 		prog = p.withdraw
 	}
 	p.machine.next()
+	out, reject := p.render(dst, prog, &r)
+	switch {
+	case reject == nothing:
+		return dst, ErrNothing
+	case reject != nil:
+		return dst, reject
+	case len(part.keep) > 0:
+		out = p.without(out, len(dst), part.keep)
+	}
+	return out, nil
+}
+
+func (p *Plan) render(dst []byte, prog *program, r *row) ([]byte, *RejectError) {
 	p.opens = p.opens[:0]
-	out := dst
 	var reject *RejectError
 	for i := range prog.steps {
 		s := &prog.steps[i]
-		out = append(out, s.pre...)
+		dst = append(dst, s.pre...)
 		if s.kind == stepColumn && !s.decoded {
-			out, reject = p.appendColumn(out, s, &r)
+			dst, reject = p.appendColumn(dst, s, r)
 		} else {
-			out, reject = p.appendStep(out, s, &r)
+			dst, reject = p.appendStep(dst, s, r)
+		}
+		if reject == nothing {
+			return dst, reject
 		}
 		if reject != nil {
 			return dst, p.rejected(s.path, reject)
 		}
 	}
-	return append(out, prog.tail...), nil
+	return append(dst, prog.tail...), nil
 }
 
 func (p *Plan) rejected(path string, e *RejectError) *RejectError {
@@ -219,15 +245,23 @@ func (p *Plan) appendComputed(dst []byte, s *step, r *row) ([]byte, *RejectError
 	if reject != nil {
 		return dst, reject
 	}
+	if s.flags && tellsNothing(v) {
+		return dst, nothing
+	}
 	dst, skip := s.begin(dst, v == nil)
 	if skip {
 		return dst, nil
 	}
-	w := writer{dst: dst, times: p.template.Spec.Item.Times}
+	w := writer{dst: dst, times: p.template.Spec.Item.Times, withdraw: s.false}
 	if err := w.value(v, s.node); err != nil {
 		return w.dst, p.writeReject(s, err)
 	}
 	return w.dst, nil
+}
+
+func tellsNothing(v any) bool {
+	object, ok := v.(map[string]any)
+	return v == nil || ok && len(object) == 0
 }
 
 // decodeColumn gives the value as the codec of the place renders it, so that times within it have the sink's form.
@@ -267,11 +301,14 @@ func (p *Plan) appendLookup(dst []byte, s *step, r *row) ([]byte, *RejectError) 
 	if reject != nil {
 		return dst, reject
 	}
+	if s.flags && len(rows.Rows) == 0 {
+		return dst, nothing
+	}
 	dst, skip := s.begin(dst, !s.many && len(rows.Rows) == 0)
 	if skip {
 		return dst, nil
 	}
-	w := writer{dst: dst, times: p.template.Spec.Item.Times}
+	w := writer{dst: dst, times: p.template.Spec.Item.Times, withdraw: s.false}
 	if err := w.rows(rows, p.lookupCodecs(s.lookup, rows.Columns), s.many, s.node); err != nil {
 		return w.dst, p.writeReject(s, err)
 	}
@@ -321,16 +358,8 @@ func (p *Plan) appendFieldName(dst []byte, s *step, r *row) ([]byte, *RejectErro
 // text appends an operand as text. null is true, and nothing appended, when it has no value.
 func (p *Plan) text(dst []byte, o *operand, r *row) (_ []byte, null bool, reject *RejectError) {
 	switch {
-	case o.expr != nil:
-		v, reject := p.machine.run(o.expr, r)
-		if reject != nil || v == nil {
-			return dst, v == nil, reject
-		}
-		s, err := textOf(v)
-		if err != nil {
-			return dst, false, &RejectError{Reason: err.Error()}
-		}
-		dst = append(dst, s...)
+	case o.expr != nil || o.column >= 0 && (o.within != nil || o.tagged != nil):
+		return p.computedText(dst, o, r)
 	case o.column >= 0:
 		v := r.value(o.column)
 		if v.Kind == cdc.Null {
@@ -341,11 +370,46 @@ func (p *Plan) text(dst []byte, o *operand, r *row) (_ []byte, null bool, reject
 		}
 		start := len(dst)
 		dst = append(dst, v.Data...)
-		if o.uuid {
-			copy(dst[start:], bytes.ToLower(dst[start:]))
-		}
+		o.fold(dst[start:])
+	default:
+		return append(dst, o.constant...), o.constant == "", nil
 	}
 	return dst, false, nil
+}
+
+// computedText is text for what has to be computed, or looked for within a value.
+func (p *Plan) computedText(dst []byte, o *operand, r *row) (_ []byte, null bool, reject *RejectError) {
+	var v any
+	if o.expr != nil {
+		v, reject = p.machine.run(o.expr, r)
+	} else {
+		v, reject = p.machine.decode(o.column, r.value(o.column))
+	}
+	if reject != nil {
+		return dst, false, reject
+	}
+	if v = o.inside(v); v == nil {
+		return dst, true, nil
+	}
+	s, err := textOf(v)
+	if err != nil {
+		return dst, false, &RejectError{Reason: err.Error()}
+	}
+	start := len(dst)
+	dst = append(dst, s...)
+	o.fold(dst[start:])
+	return dst, false, nil
+}
+
+// fold makes keys equal when the vendor's are.
+func (o *operand) fold(text []byte) {
+	if o.uuid || o.lower {
+		for i, b := range text {
+			if 'A' <= b && b <= 'Z' {
+				text[i] = b + 'a' - 'A'
+			}
+		}
+	}
 }
 
 // rows renders what a lookup found: a list of objects, or the first object, or null.

@@ -3,6 +3,7 @@ package mapping
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
@@ -10,13 +11,15 @@ import (
 // Route decides what becomes of a change and writes it into dst. Values that Missing named must have been put into ch.New.
 //
 //   - An insert, update or read gives one part from the new row, a delete one from the old row.
-//   - An update that changes the table's key gives two: a delete of the old record and an insert of the new.
+//   - An update that makes the row another record gives two: a delete of the old record and an insert of the new.
+//   - An update by which the row leaves the filter gives a delete, where the vendor has one, and one by which it enters an insert.
+//   - An update that takes flags out of a map withdraws them first.
 //   - A part whose operation is not mapped, or whose row the filter leaves out, is not there.
 //   - A TRUNCATE and a row that is too large give one part with Reject.
 //
 // Its error says that the change is not of the plan's relation.
 func (p *Plan) Route(dst *Route, ch *cdc.Change) error {
-	dst.Parts, dst.buf, dst.keys = dst.Parts[:0], dst.buf[:0], dst.keys[:0]
+	dst.Parts, dst.buf, dst.keys, dst.Left = dst.Parts[:0], dst.buf[:0], dst.keys[:0], false
 	if err := p.matches(ch); err != nil {
 		return err
 	}
@@ -30,9 +33,8 @@ func (p *Plan) Route(dst *Route, ch *cdc.Change) error {
 		p.reject(dst, ch.Op, &RejectError{Reason: "the table was truncated, which no vendor can be told", Solution: "delete the records at the vendor, or send the table again with a backfill"})
 	case ch.Op == cdc.OpDelete:
 		p.part(dst, ch, Part{Op: cdc.OpDelete, Old: true})
-	case ch.Op == cdc.OpUpdate && p.splits(ch):
-		p.part(dst, ch, Part{Op: cdc.OpDelete, Old: true, Suffix: "/old"})
-		p.part(dst, ch, Part{Op: cdc.OpInsert, Suffix: "/new"})
+	case ch.Op == cdc.OpUpdate && p.mayMove(ch):
+		p.update(dst, ch)
 	case ch.Op == cdc.OpRead:
 		p.part(dst, ch, Part{Op: cdc.OpRead, Suffix: "/read"})
 	default:
@@ -52,12 +54,41 @@ func (p *Plan) matches(ch *cdc.Change) error {
 }
 
 func (p *Plan) reject(dst *Route, op cdc.Op, e *RejectError) {
-	dst.Parts = append(dst.Parts, Part{Op: op, Key: p.scope, Reject: p.rejected("", e)})
+	dst.Parts = append(dst.Parts, Part{Op: op, Key: p.record.scope, Reject: p.rejected("", e)})
 }
 
-// splits says whether an update makes the row another record.
-func (p *Plan) splits(ch *cdc.Change) bool {
-	for _, i := range p.splitOn {
+// watch collects the columns whose change may be more than an update of the same record.
+func (p *Plan) watch() {
+	p.set = p.when != nil && !tells(p.when)
+	operands := slices.Clone(p.record.operands)
+	if p.people < len(p.orders) {
+		for i := p.people; i < len(p.orders); i++ {
+			operands = append(operands, p.orders[i].operands...)
+		}
+	}
+	if p.item == nil {
+		operands = []operand{p.by}
+	}
+	operands = append(operands, p.flagsOperands...)
+	if p.set {
+		operands = append(operands, operand{reads: (&operand{expr: p.when}).columns()})
+	}
+	for i := range operands {
+		p.watched = append(p.watched, operands[i].reads...)
+	}
+	slices.Sort(p.watched)
+	p.watched = slices.Compact(p.watched)
+	p.told = p.item != nil && slices.ContainsFunc(p.item.steps, func(s step) bool { return s.operand.expr != nil && tells(s.operand.expr) })
+}
+
+// tells reports whether an expression depends on the operation or the old row.
+func tells(e *expression) bool {
+	return slices.ContainsFunc(e.refs, func(r ref) bool { return r.kind == refOp || r.kind == refOld || r.kind == refChanged })
+}
+
+// mayMove reports whether an update may be more than one of the same record.
+func (p *Plan) mayMove(ch *cdc.Change) bool {
+	for _, i := range p.watched {
 		if differs(ch, i) {
 			return true
 		}
@@ -77,6 +108,97 @@ func differs(ch *cdc.Change, i int) bool {
 	return old.Kind != now.Kind || !bytes.Equal(old.Data, now.Data)
 }
 
+// update routes an update of a watched column.
+func (p *Plan) update(dst *Route, ch *cdc.Change) {
+	was, is := p.within(ch)
+	old := Part{Op: cdc.OpDelete, Old: true, Suffix: "/old"}
+	switch {
+	case was && is && p.moved(ch):
+		p.part(dst, ch, old)
+		p.part(dst, ch, Part{Op: cdc.OpInsert, Suffix: "/new"})
+	case was && is:
+		keep, replaced, none := p.withdrawn(ch)
+		if old.keep = keep; !none {
+			p.part(dst, ch, old)
+		}
+		if replaced {
+			p.part(dst, ch, Part{Op: cdc.OpInsert, Suffix: "/new"})
+			return
+		}
+		p.part(dst, ch, Part{Op: cdc.OpUpdate})
+	case was && p.tellsLeaving():
+		p.part(dst, ch, old)
+	case was:
+		dst.Left = true
+	case is:
+		p.part(dst, ch, Part{Op: cdc.OpInsert, Suffix: "/new"})
+	}
+}
+
+// tellsLeaving reports whether the vendor is told that a row has left the filter.
+func (p *Plan) tellsLeaving() bool {
+	return p.item == nil || p.template.Source.Leave == LeaveDelete && p.template.Sends(cdc.OpDelete)
+}
+
+// within reports whether the row passed the filter before an update, and passes it now. A filter that looks at more than the row
+// defines no set, and what was before is taken for the same where the old row does not tell it.
+func (p *Plan) within(ch *cdc.Change) (was, is bool) {
+	if !p.set {
+		return true, true // each part is filtered by itself
+	}
+	r := p.row(ch, cdc.OpInsert, false, nil)
+	p.machine.next()
+	is, reject := p.passes(&r)
+	if reject != nil {
+		return true, true // the part says so
+	}
+	for i := range p.when.refs {
+		if rf := &p.when.refs[i]; rf.kind == refColumn && ch.Old[rf.column].Kind != cdc.Text && ch.Old[rf.column].Kind != cdc.Null {
+			return is, is
+		}
+	}
+	r = p.row(ch, cdc.OpDelete, true, nil)
+	p.machine.next()
+	was, reject = p.passes(&r)
+	return was && reject == nil, is // a filter that could not be computed made a dead letter: the vendor does not have the row
+}
+
+// moved reports whether an update has made the row another record.
+func (p *Plan) moved(ch *cdc.Change) bool {
+	if p.item == nil {
+		return p.touches(ch, []operand{p.by}) // a child that moves to another root: both roots are sent again
+	}
+	for i := p.people; i < len(p.orders); i++ {
+		before, after, both := p.keys2(ch, &p.orders[i])
+		if both { // the first identifier that both rows have decides
+			return !bytes.Equal(before, after)
+		}
+	}
+	if p.people < len(p.orders) {
+		return slices.ContainsFunc(p.orders[p.people:], func(id identity) bool { return p.touches(ch, id.operands) })
+	}
+	if !p.touches(ch, p.record.operands) {
+		return false
+	}
+	before, after, both := p.keys2(ch, &p.record)
+	return !both || !bytes.Equal(before, after)
+}
+
+// keys2 are the keys of a record before and after an update; both is false when one of them is null or not known.
+func (p *Plan) keys2(ch *cdc.Change, id *identity) (before, after []byte, both bool) {
+	was, now := p.row(ch, cdc.OpDelete, true, nil), p.row(ch, cdc.OpInsert, false, nil)
+	p.machine.next()
+	before, nullBefore, reject := p.appendKey(p.keyBefore[:0], id, &was)
+	p.keyBefore = before
+	if reject != nil {
+		return nil, nil, false
+	}
+	p.machine.next()
+	after, nullAfter, reject := p.appendKey(p.keyAfter[:0], id, &now)
+	p.keyAfter = after
+	return before, after, reject == nil && (!nullBefore && !nullAfter || !id.person)
+}
+
 // part adds a part when its operation is mapped and its row passes the filter.
 func (p *Plan) part(dst *Route, ch *cdc.Change, part Part) {
 	if !p.sends(&part) {
@@ -85,7 +207,7 @@ func (p *Plan) part(dst *Route, ch *cdc.Change, part Part) {
 	r := p.row(ch, part.Op, part.Old, nil)
 	p.machine.next()
 	if len(r.now) == 0 {
-		part.Key = p.scope
+		part.Key = p.record.scope
 		part.Reject = p.rejected("", &RejectError{Reason: "Postgres sent no old row", Solution: replicaIdentityFull(p.relation)})
 		dst.Parts = append(dst.Parts, part)
 		return
@@ -94,7 +216,7 @@ func (p *Plan) part(dst *Route, ch *cdc.Change, part Part) {
 	if reject == nil && !pass {
 		return
 	}
-	part.Key = p.scope
+	part.Key = p.record.scope
 	switch {
 	case reject != nil:
 		if key, noKey := p.ownKey(dst, &r); noKey == nil {
@@ -116,12 +238,16 @@ func (p *Plan) part(dst *Route, ch *cdc.Change, part Part) {
 	dst.Parts = append(dst.Parts, part)
 }
 
-// sends says whether the operation of a part is mapped. The new half of a split update is sent where updates are.
+// sends reports whether the operation of a part is mapped. The new half of a split update is sent where updates are, and so is what an
+// update withdraws from a map.
 func (p *Plan) sends(part *Part) bool {
 	if p.item == nil && part.Suffix != "" && part.Suffix != "/read" {
 		return p.template.Sends(cdc.OpUpdate)
 	}
-	return p.template.Sends(part.Op) || part.Suffix == "/new" && p.template.Sends(cdc.OpUpdate)
+	if part.Suffix == "/old" && p.flags != nil || part.Suffix == "/new" {
+		return p.template.Sends(part.Op) || p.template.Sends(cdc.OpUpdate)
+	}
+	return p.template.Sends(part.Op)
 }
 
 func (p *Plan) passes(r *row) (bool, *RejectError) {
@@ -158,6 +284,19 @@ func (p *Plan) keys(dst *Route, part *Part, r *row) (reject *RejectError) {
 		return reject
 	}
 	first := len(dst.keys)
+	for i := range p.orders {
+		start := len(dst.buf)
+		buf, null, reject := p.appendKey(dst.buf, &p.orders[i], r)
+		dst.buf = buf
+		if reject != nil && !p.orders[i].person {
+			return reject
+		}
+		if reject == nil && !(null && p.orders[i].person) {
+			dst.keys = append(dst.keys, dst.buf[start:len(dst.buf):len(dst.buf)])
+		}
+	}
+	part.Orders = dst.keys[first:len(dst.keys):len(dst.keys)]
+	first = len(dst.keys)
 	for i := range p.parents {
 		start := len(dst.buf)
 		dst.buf = append(append(dst.buf, p.parentScopes[i]...), keySeparator...)
@@ -189,41 +328,15 @@ func (p *Plan) keys(dst *Route, part *Part, r *row) (reject *RejectError) {
 	return nil
 }
 
-// A key is its scope and values, each behind a separator. Postgres text has no zero byte, so that different values never
-// give the same key.
-const (
-	keySeparator = "\x00\x01"
-	keyNull      = "\x00\x02"
-)
-
 // ownKey appends the key of the row's record to the route.
 func (p *Plan) ownKey(dst *Route, r *row) ([]byte, *RejectError) {
 	start := len(dst.buf)
-	dst.buf = append(dst.buf, p.scope...)
-	for i := range p.key {
-		if reject := p.keyValue(dst, &p.key[i], r); reject != nil {
-			return nil, p.rejected(p.key[i].path, reject)
-		}
-	}
-	if len(p.key) == 0 {
-		for _, i := range p.identity {
-			o := operand{column: i}
-			if reject := p.keyValue(dst, &o, r); reject != nil {
-				return nil, p.rejected("key", reject)
-			}
-		}
+	buf, _, reject := p.appendKey(dst.buf, &p.record, r)
+	dst.buf = buf
+	if reject != nil {
+		return nil, reject
 	}
 	return dst.buf[start:len(dst.buf):len(dst.buf)], nil
-}
-
-func (p *Plan) keyValue(dst *Route, o *operand, r *row) *RejectError {
-	at := len(dst.buf)
-	buf, null, reject := p.text(append(dst.buf, keySeparator...), o, r)
-	if null {
-		buf = append(buf[:at], keyNull...)
-	}
-	dst.buf = buf
-	return reject
 }
 
 // AppendID appends the ID of an item: the same for the same change, mapping and part, for ever.

@@ -26,6 +26,7 @@ type Template struct {
 	by      *templateNode   // of a refresh mapping
 
 	parentScopes []string // of the parents' keys, by Link
+	isParent     bool     // by Link: items of other mappings wait for this one's
 }
 
 // templateKind says what a templateNode stands for.
@@ -47,7 +48,6 @@ type templateNode struct {
 	text   string          // JSON of a constant, name of a column, source of an expression
 	fields []templateField // of an object
 	items  []*templateNode // of a list
-	uuid   bool            // it is a key that the vendor reads as a UUID
 }
 
 // templateField is one field of an object: named, computed, or a spread of columns.
@@ -69,6 +69,9 @@ func Parse(src Source, spec Spec) (*Template, problem.List) {
 	}
 	if src.Coalesce == 0 {
 		src.Coalesce = spec.Coalesce
+	}
+	if src.Leave == 0 {
+		src.Leave = spec.Leave
 	}
 	t := &Template{Source: src, Spec: spec, parentScopes: make([]string, len(src.Parents))}
 	for i := range src.Parents {
@@ -107,19 +110,15 @@ func (t *Template) linkParent(r *reporter, i int, parent Parent, templates []*Te
 		}
 		if o.Source.Name == parent.Mapping || o.Source.Table == ParseTable(parent.Mapping) {
 			t.parentScopes[i] = o.scope()
+			if o.Source.Key.Kind == 0 && o.namedByOne() && o.byVendor() {
+				t.parentScopes[i] = o.vendorScope()
+			}
+			o.isParent = true
 			return
 		}
 		names = append(names, o.Source.Name)
 	}
 	r.report(&parent.Key, fmt.Sprintf("parents[%d].mapping", i), fmt.Sprintf("no mapping or table %q to sink %s", parent.Mapping, t.Source.Sink), problem.Nearest(parent.Mapping, names))
-}
-
-// scope begins every key: keys of different tables are different records, unless the vendor's own key says that they are one.
-func (t *Template) scope() string {
-	if t.Source.Key.Kind == 0 && len(t.key) > 0 {
-		return strings.Join(t.Spec.Key, ".")
-	}
-	return t.Source.Table.String()
 }
 
 // Sends says whether the operation is mapped. A row that a backfill read counts as an insert.
@@ -130,9 +129,35 @@ func (t *Template) Sends(op cdc.Op) bool {
 	return slices.Contains(t.Source.On, op)
 }
 
-// WantsFullRows says whether deletes are sent that carry the whole row, so that the table needs REPLICA IDENTITY FULL.
-func (t *Template) WantsFullRows() bool {
-	return t.item != nil && t.Spec.FullRows && t.Sends(cdc.OpDelete)
+// Without says what is lost without the old row of an update or delete, which Postgres sends whole only with REPLICA IDENTITY FULL.
+// Empty means that the mapping does not need it, or needs its key only.
+func (t *Template) Without() []string {
+	var lost []string
+	if t.item == nil || !t.Sends(cdc.OpDelete) && !t.Sends(cdc.OpUpdate) {
+		return nil
+	}
+	if t.Spec.FullRows && t.Sends(cdc.OpDelete) {
+		lost = append(lost, "deletes become dead letters")
+	}
+	if t.when != nil && t.filtersRows() && t.Source.Leave == LeaveDelete && t.Sends(cdc.OpDelete) {
+		lost = append(lost, "rows that leave the filter stay at the vendor")
+	}
+	if t.mapIsValue() {
+		lost = append(lost, "flags that leave "+t.flagsName()+" are not withdrawn")
+	}
+	return lost
+}
+
+// filtersRows reports whether the filter looks at nothing but the row, so that it defines a set of rows.
+func (t *Template) filtersRows() bool {
+	e, _ := compileExpression(t.when.text, scope{})
+	return e != nil && !tells(e)
+}
+
+// mapIsValue reports whether the map of a sink that withdraws is one value, of which the key does not tell what was in it.
+func (t *Template) mapIsValue() bool {
+	n, rest := t.item.at([]string{t.flagsName()})
+	return t.Spec.Deletes == DeleteWithdraw && n != nil && len(rest) == 0 && (n.kind == templateColumn || n.kind == templateExpression)
 }
 
 // reporter collects problems of one mapping.
@@ -194,6 +219,9 @@ func (p *templateParser) mapping(t *Template) {
 	for i := range src.Parents {
 		t.parents = append(t.parents, p.scalar(&src.Parents[i].Key, fmt.Sprintf("parents[%d].key", i)))
 	}
+	if src.Leave == LeaveDelete && t.Spec.Leave != LeaveDelete {
+		p.report(&src.When, "leave", "the vendor has no delete", "leave: keep")
+	}
 	switch {
 	case src.Refresh != nil && src.Item.Kind != 0:
 		p.report(&src.Item, "item", "a refresh mapping has no item", "it sends what the mapping of "+src.Refresh.Table.String()+" renders")
@@ -204,26 +232,7 @@ func (p *templateParser) mapping(t *Template) {
 	default:
 		t.item = p.node(&src.Item, "item")
 		p.check(t.item, t.Spec.Item.Root)
-		p.itemKey(t)
 	}
-}
-
-// itemKey finds the value that identifies the record to the vendor, when the mapping names no key itself.
-func (p *templateParser) itemKey(t *Template) {
-	if t.key != nil || len(t.Spec.Key) == 0 {
-		return
-	}
-	n, s := t.item, t.Spec.Item.Root
-	for _, name := range t.Spec.Key {
-		i := slices.IndexFunc(n.fields, func(f templateField) bool { return f.name == name && f.value != nil })
-		if i < 0 {
-			return // the field is missing, which the check of the item has reported, or spread, in which case the table's key serves
-		}
-		f, _ := child(s, name)
-		n, s = n.fields[i].value, f.Node
-	}
-	n.uuid = s != nil && s.Format == shape.FormatUUID
-	t.key = []*templateNode{n}
 }
 
 // when is an expression, with or without its equals sign.

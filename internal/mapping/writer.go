@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cdcsync/cdcsync/internal/shape"
@@ -25,6 +26,8 @@ type writer struct {
 	dst   []byte
 	times shape.Times
 	path  []byte
+
+	withdraw bool // every flag is false
 }
 
 func (w *writer) invalid(why string) error { return &invalid{path: string(w.path), reason: why} }
@@ -56,6 +59,9 @@ func (w *writer) value(v any, n *shape.Node) error {
 
 func (w *writer) scalar(v any, n *shape.Node) (err error) {
 	text := n != nil && n.Kind == shape.String
+	if n != nil && n.Kind == shape.Boolean {
+		v = w.flag(v)
+	}
 	switch v := v.(type) {
 	case nil:
 		w.dst = append(w.dst, "null"...)
@@ -86,6 +92,24 @@ func (w *writer) scalar(v any, n *shape.Node) (err error) {
 		return w.invalid(fmt.Sprintf("is a %T, which has no JSON form", v))
 	}
 	return nil
+}
+
+// flag is a value where the vendor wants true or false: that of a text, as Postgres reads one.
+func (w *writer) flag(v any) any {
+	if w.withdraw {
+		return false
+	}
+	s, ok := v.(string)
+	if !ok {
+		return v
+	}
+	switch strings.ToLower(strings.TrimSpace(s)) { // https://www.postgresql.org/docs/current/datatype-boolean.html
+	case "true", "yes", "on", "t", "y", "1":
+		return true
+	case "false", "no", "off", "f", "n", "0":
+		return false
+	}
+	return v
 }
 
 // number appends digits, in quotes where the vendor wants a string: nothing is lost by that.

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -165,7 +166,7 @@ func judgeTable(sv *survey, t *tableFacts, cfg *Config, add func(Finding)) {
 	}
 	switch {
 	case t.Table.NeedsFull && t.identity != "f":
-		say(Warning, fmt.Sprintf("a sink wants the whole old row of %s, and the server sends its key only: deletes become dead letters", name), full)
+		say(Warning, fmt.Sprintf("a sink wants the whole old row of %s, and the server sends its key only: %s", name, cmp.Or(t.Table.WithoutFull, "deletes become dead letters")), full)
 	case !t.primaryKey:
 		say(Warning, fmt.Sprintf("table %s has no primary key: its order is kept by the whole row, and values that were not sent cannot be read back", name),
 			"give it a primary key")

@@ -40,8 +40,9 @@ type Config struct {
 // Table is one mapped table. A partitioned table is named by its root.
 type Table struct {
 	Schema, Name                     string
-	Insert, Update, Delete, Truncate bool // operations that a mapping wants
-	NeedsFull                        bool // a sink wants the whole old row, so that REPLICA IDENTITY FULL is asked for
+	Insert, Update, Delete, Truncate bool   // operations that a mapping wants
+	NeedsFull                        bool   // a sink wants the whole old row, so that REPLICA IDENTITY FULL is asked for
+	WithoutFull                      string // what is lost without it, in words
 }
 
 func (t Table) String() string { return t.Schema + "." + t.Name }

@@ -70,6 +70,18 @@ const (
 type Item struct {
 	Root  *Node
 	Times Times
+
+	// Identity is what the vendor knows a record by: the paths of the fields that together identify it. Empty means that the item does
+	// not say it, or says it in People; then the row's own key stands for the record.
+	Identity [][]string
+	// People is where an item says whom it is about, when that is a list of identifiers of which the vendor looks for the first it knows.
+	People *Tagged
+}
+
+// Tagged finds identifiers within a list of objects: the Value of the element whose Tag has one of Tags, in the vendor's order.
+type Tagged struct {
+	List, Tag, Value string
+	Tags             []string
 }
 
 // Field finds a field by name.

@@ -143,7 +143,7 @@ func compile(t *testing.T, text, typ string, rel *cdc.Relation) *mapping.Plan {
 		}
 	}
 	spec, _ := sinks.SpecOf(typ)
-	template, problems := mapping.Parse(source, mapping.Spec{Item: spec.Item, On: spec.On, Deletes: mapping.DeleteAsItem, Coalesce: mapping.CoalesceNone, Key: spec.Key, FullRows: spec.FullRows})
+	template, problems := mapping.Parse(source, mapping.Spec{Item: spec.Item, On: spec.On, Deletes: mapping.DeleteAsItem, Coalesce: mapping.CoalesceNone, FullRows: spec.FullRows})
 	if problems.Err() != nil {
 		t.Fatal(problems)
 	}

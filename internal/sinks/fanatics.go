@@ -274,7 +274,7 @@ func (f *Fanatics) Check(ctx context.Context) []string {
 
 // fanaticsShape allows the given tiers only, or, when there are none, all.
 func fanaticsShape(inviteOnly []string) shape.Item {
-	return shape.Item{Times: shape.TimesISO, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
+	return shape.Item{Times: shape.TimesISO, Identity: [][]string{{"account_tenant_fanid"}}, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
 		{Name: "account_tenant_fanid", Required: true, Doc: "The customer's tenant-scoped FanID.", Node: &shape.Node{Kind: shape.String, Format: shape.FormatUUID}},
 		{Name: "invite_approval_map", Required: true, Doc: "Invite-only tier ids, each true (approved) or false (not approved, or withdrawn).", Node: &shape.Node{
 			Kind: shape.Map, Key: shape.FormatUUID, Elem: &shape.Node{Kind: shape.Boolean}, Check: checkTiers(inviteOnly),

@@ -157,7 +157,7 @@ func (q *FanbaseQueue) Check(ctx context.Context) []string {
 }
 
 func fanbaseQueueShape() shape.Item {
-	return shape.Item{Times: shape.TimesISO, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
+	return shape.Item{Times: shape.TimesISO, Identity: [][]string{{"id"}}, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
 		{Name: "cpf", Doc: "The fan's CPF.", Node: &shape.Node{Kind: shape.String, Nullable: true}},
 		{Name: "id", Required: true, Doc: "The fan's id in this system.", Node: notBlank()},
 	}}}

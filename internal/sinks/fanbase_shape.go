@@ -18,7 +18,8 @@ const (
 
 // fanbaseBatchShape is an element of data[], as the vendor's page "ID Batch V2" describes it.
 func fanbaseBatchShape() shape.Item {
-	return shape.Item{Times: shape.TimesISO, Root: &shape.Node{
+	people := &shape.Tagged{List: "numbers", Tag: "numberType", Value: "number", Tags: []string{numberCPF, numberEmail}}
+	return shape.Item{Times: shape.TimesISO, People: people, Root: &shape.Node{
 		Kind: shape.Object, Exclusive: []string{"pwd", "pwdhash"}, Fields: []shape.Field{
 			{Name: "data", Required: true, Doc: "Personal data.", Node: fanShape()},
 			{Name: "numbers", Required: true, Doc: "Documents, phones and e-mails; at least a CPF or an e-mail.", Node: numbersShape()},

@@ -229,9 +229,19 @@ func TestSpecs(t *testing.T) {
 		if most := sink.Limits().Items; sink.Type() != typ || most > 0 && spec.BatchItems > most {
 			t.Errorf("%s: %d items by default, %d at most", typ, spec.BatchItems, most)
 		}
-		for _, name := range spec.Key {
-			if _, ok := spec.Item.Root.Field(name); !ok {
-				t.Errorf("%s: no key %s", typ, name)
+		for _, path := range spec.Item.Identity {
+			node := spec.Item.Root
+			for _, name := range path {
+				f, ok := node.Field(name)
+				if !ok {
+					t.Fatalf("%s: no field %v, which identifies its records", typ, path)
+				}
+				node = f.Node
+			}
+		}
+		if people := spec.Item.People; people != nil {
+			if _, ok := spec.Item.Root.Field(people.List); !ok {
+				t.Errorf("%s: no list %s", typ, people.List)
 			}
 		}
 		sink.Close()

@@ -16,7 +16,7 @@ type Spec struct {
 	On       []cdc.Op // what a mapping sends when it does not say
 	Withdraw bool     // a deleted row is sent as its item with every flag of the map false; otherwise as its item
 	FullRows bool     // a deleted row is needed whole, not only by its key
-	Key      []string // the path in the item of what orders and coalesces; empty means the table's primary key
+	Deletes  bool     // the vendor can be told that a record is gone
 
 	Latest      bool // coalesce: latest, otherwise none
 	BatchItems  int
@@ -31,12 +31,11 @@ const batchBytes = 1 << 20
 var specs = map[string]Spec{
 	TypeStopChurn: {
 		Type: TypeStopChurn, Item: stopChurnShape(), On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate, cdc.OpDelete},
-		FullRows:   true,
+		FullRows: true, Deletes: true,
 		BatchItems: 500, BatchBytes: batchBytes, Concurrency: 2,
 	},
 	TypeFanbaseQueue: {
 		Type: TypeFanbaseQueue, Item: fanbaseQueueShape(), On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate},
-		Key:    []string{"id"},
 		Latest: true, BatchItems: 1, Concurrency: 8, Tokens: true,
 	},
 	TypeFanbaseBatch: {
@@ -45,7 +44,7 @@ var specs = map[string]Spec{
 	},
 	TypeFanatics: {
 		Type: TypeFanatics, Item: fanaticsShape(nil), On: []cdc.Op{cdc.OpInsert, cdc.OpUpdate, cdc.OpDelete},
-		Withdraw: true, Key: []string{"account_tenant_fanid"},
+		Withdraw: true, Deletes: true,
 		Latest: true, BatchItems: fanaticsAccounts, BatchBytes: batchBytes, Concurrency: 2, Tokens: true,
 	},
 }

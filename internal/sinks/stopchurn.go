@@ -124,7 +124,7 @@ func delivered(n int) []Outcome {
 }
 
 func stopChurnShape() shape.Item {
-	return shape.Item{Times: shape.TimesUnixMilli, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
+	return shape.Item{Times: shape.TimesUnixMilli, Identity: [][]string{{"brandId"}, {"tableName"}, {"data", "id"}}, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
 		{Name: "brandId", Required: true, Doc: "The brand's id in StopChurn.", Node: &shape.Node{Kind: shape.Number}},
 		{Name: "tableName", Required: true, Doc: "The table as it is named in StopChurn's Back Office.", Node: notBlank()},
 		{Name: "data", Required: true, Doc: "The whole row: every column of the table's definition.", Node: &shape.Node{
