@@ -468,8 +468,10 @@ func (d *Decoder) oldTuple(r *reader, c *Change) {
 	if !c.OldIsKey {
 		return
 	}
-	for i := range c.Old { // in a key-only tuple, null says "not part of the key" (logicalrep_write_tuple, proto.c)
-		if !c.Relation.Columns[i].Identity {
+	// In a key-only tuple, null says "not part of the key" (logicalrep_write_tuple, proto.c). A column of a key is never null, so that
+	// null says the same there: the row is of a partition whose key lacks the column.
+	for i := range c.Old {
+		if c.Old[i].Kind == Null || !c.Relation.Columns[i].Identity {
 			c.Old[i] = Value{}
 		}
 	}

@@ -177,7 +177,7 @@ func writeChange(t *rapid.T, w *Writer, c *Change) {
 		}
 		message = AppendTuple(append(message, mark), c.Old)
 		for i := range c.Old {
-			if c.OldIsKey && !c.Relation.Columns[i].Identity {
+			if c.OldIsKey && (c.Old[i].Kind == Null || !c.Relation.Columns[i].Identity) {
 				c.Old[i] = Value{}
 			}
 		}

@@ -117,6 +117,8 @@ func (s *session) row(m []byte) error {
 		return err
 	}
 	s.tx.bytes += int64(len(m))
+	s.leaves.row(rel.Relation)
+	s.leaves.correct(m)
 	part, included := s.tracking.streamed(rel, s.tx.xid, m)
 	if s.count(rel) {
 		s.place(rel, len(m))
@@ -168,6 +170,7 @@ func (s *session) relation(ctx context.Context, m []byte) error {
 	if err != nil {
 		return err
 	}
+	s.leaves.announced(rel)
 	r := &relation{Relation: rel, mapped: s.mapped[rel.String()]}
 	if r.mapped {
 		if err := s.unlocked(func() error { return s.enrich(ctx, rel) }); err != nil {
@@ -222,6 +225,7 @@ func (s *session) oversized(ctx context.Context) error {
 	if !ok {
 		return fmt.Errorf("message %q of %d bytes", op, n)
 	}
+	s.leaves.row(rel.Relation)
 	size := int64(n - frameHeader - dataHeader)
 	s.tracking.unknown(rel, s.tx.xid)
 	if s.count(rel) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -65,11 +66,14 @@ func SetupSQL(ctx context.Context, cfg Config) ([]Statement, error) {
 	}
 	statements = append(statements, generatedStatements(&cfg, sv)...)
 	for _, t := range sv.tables {
-		wanted := t.Table.NeedsFull || !t.identified || len(t.strayLeaves) > 0
-		if hindered, _ := t.hindrance(sv, &cfg); !t.exists || !wanted || hindered != "" {
+		notFull := slices.Concat(t.strayLeaves, t.loneLeaves)
+		if t.Table.NeedsFull || !t.identified {
+			notFull = t.notFull
+		}
+		if hindered, _ := t.hindrance(sv, &cfg); !t.exists || hindered != "" {
 			continue
 		}
-		for _, name := range t.notFull {
+		for _, name := range notFull {
 			statements = append(statements, Statement{
 				SQL: "ALTER TABLE " + name + " REPLICA IDENTITY FULL", Why: fullReason(t), Risky: true,
 			})
@@ -157,9 +161,6 @@ func judgeTable(sv *survey, t *tableFacts, cfg *Config, add func(Finding)) {
 		return
 	case t.persistence != "p":
 		say(Failure, fmt.Sprintf("table %s is unlogged or temporary: its changes are not in the WAL", name), "ALTER TABLE "+quoteTable(t.Table)+" SET LOGGED")
-	case len(t.strayLeaves) > 0:
-		say(Failure, fmt.Sprintf("partitions of %s have another replica identity than their root, or none (%s): their old rows would be misread",
-			name, strings.Join(t.strayLeaves, ", ")), full)
 	case !t.identified && (cfg.Manage || t.Table.Update || t.Table.Delete):
 		say(Failure, fmt.Sprintf("table %s has no replica identity: as long as it is published, UPDATE and DELETE on it fail in the application", name),
 			"give it a primary key, or "+full)
@@ -175,7 +176,77 @@ func judgeTable(sv *survey, t *tableFacts, cfg *Config, add func(Finding)) {
 		say(Warning, fmt.Sprintf("the role may not read %s: values that were not sent cannot be read back, and no backfill is possible", name),
 			"GRANT SELECT ON "+quoteTable(t.Table)+" TO the role of source.url; with row-level security it needs BYPASSRLS, too")
 	}
+	judgePartitions(sv, t, cfg, say)
+	judgeChildren(sv, t, cfg, say)
 	judgeGenerated(sv, t, cfg, say)
+}
+
+// judgePartitions says what of a partitioned table is not captured, or not whole. Nothing of it stops other tables.
+func judgePartitions(sv *survey, t *tableFacts, cfg *Config, say func(severity Severity, message, solution string)) {
+	name := t.Table.String()
+	if lone := strings.Join(t.loneLeaves, ", "); lone != "" && (cfg.Manage || t.Table.Update || t.Table.Delete) {
+		message := fmt.Sprintf("partitions of %s have no replica identity (%s): as long as it is published, UPDATE and DELETE on them fail in the application", name, lone)
+		if cfg.Manage && t.heldBack(sv.publication) {
+			message = fmt.Sprintf("table %s is held back, and its changes are not captured: partitions of it have no replica identity (%s),"+
+				" and once it is published UPDATE and DELETE on them fail in the application", name, lone)
+		}
+		say(Warning, message, "give them a primary key, or run: "+fullSQL(t.loneLeaves))
+	}
+	if stray := strings.Join(t.strayLeaves, ", "); stray != "" {
+		message := fmt.Sprintf("partitions of %s have another replica identity than it has (%s): of their old rows Postgres sends another key,"+
+			" and deletes become dead letters where they need more than that", name, stray)
+		if t.identity == "f" {
+			message = fmt.Sprintf("partitions of %s are not REPLICA IDENTITY FULL as it is (%s): of their old rows Postgres sends the key only;"+
+				" what an update leaves out is read back, and deletes become dead letters where they need more than the key", name, stray)
+		}
+		say(Warning, message, strayAdvice(sv, t, cfg))
+	}
+	if foreign := strings.Join(t.foreign, ", "); foreign != "" {
+		say(Warning, fmt.Sprintf("partitions of %s are foreign tables (%s): their rows are written on another server, in whose WAL the changes are,"+
+			" so that they are not captured here; a backfill reads them", name, foreign),
+			"capture them there with a daemon of its own; the other partitions are captured")
+	}
+}
+
+// strayAdvice says how partitions get their root's replica identity.
+func strayAdvice(sv *survey, t *tableFacts, cfg *Config) string {
+	if reason, solution := t.hindrance(sv, cfg); reason != "" {
+		return fmt.Sprintf("since %s: %s; only then run: %s", reason, solution, fullSQL(t.strayLeaves))
+	}
+	return "run: " + fullSQL(t.strayLeaves) + " (partitions inherit no replica identity: each new one needs it before it has rows)"
+}
+
+// fullSQL takes names as SQL has them.
+func fullSQL(tables []string) string {
+	statements := make([]Statement, len(tables))
+	for i, name := range tables {
+		statements[i].SQL = "ALTER TABLE " + name + " REPLICA IDENTITY FULL"
+	}
+	return joinSQL(statements)
+}
+
+// judgeChildren says what becomes of tables that inherit from the table.
+func judgeChildren(sv *survey, t *tableFacts, cfg *Config, say func(severity Severity, message, solution string)) {
+	var unmapped, published []string
+	for i, child := range t.children {
+		if slices.ContainsFunc(cfg.Tables, func(m Table) bool { return m.String() == child }) {
+			continue
+		}
+		unmapped = append(unmapped, child)
+		if !cfg.Manage && sv.publication != nil && sv.publication.named[child] {
+			published = append(published, t.childrenSQL[i])
+		}
+	}
+	if len(unmapped) > 0 {
+		say(Warning, fmt.Sprintf("tables inherit from %s (%s): Postgres captures their rows under their own names, so that cdcsync publishes ONLY %s,"+
+			" and what a query on it shows of them is not sent", t.Table, strings.Join(unmapped, ", "), t.Table),
+			"map them as well, each with a primary key or REPLICA IDENTITY FULL, or make it a partitioned table")
+	}
+	if len(published) > 0 {
+		say(Warning, fmt.Sprintf("publication %q names tables that inherit from %s and that no mapping wants: those without a replica identity refuse"+
+			" UPDATE and DELETE in the application, also by way of %s", cfg.Publication, t.Table, t.Table),
+			"ALTER PUBLICATION "+pgx.Identifier{cfg.Publication}.Sanitize()+" DROP TABLE ONLY "+strings.Join(published, ", ONLY "))
+	}
 }
 
 // fullAdvice says how the table and its leaves become REPLICA IDENTITY FULL.

@@ -239,10 +239,6 @@ func TestLiveRefusals(t *testing.T) {
 		"view":                {func(t *testing.T) *live { return newLive(t, "create view v as select 1", "v") }, "is not a table"},
 		"unlogged":            {func(t *testing.T) *live { return newLive(t, "create unlogged table u (id int primary key)", "u") }, "is unlogged"},
 		"no replica identity": {func(t *testing.T) *live { return newLive(t, "create table n (id int)", "n") }, "no replica identity"},
-		"partition with another replica identity": {func(t *testing.T) *live {
-			return newLive(t, `create table p (id int primary key) partition by range (id);
-				create table p1 partition of p for values from (0) to (9); alter table p1 replica identity full`, "p")
-		}, "another replica identity"},
 		"missing publication": {func(t *testing.T) *live {
 			l := newLive(t, "create table a (id int primary key)", "a")
 			l.cfg.Manage = false

@@ -38,6 +38,7 @@ type session struct {
 
 	relations map[uint32]*relation // owned by read, as is all below
 	last      *relation            // of the row before, which is most often that of the next
+	leaves    leaves
 	tx        transaction
 	tally     tally
 

@@ -42,7 +42,11 @@ type tableFacts struct {
 	stored      []string // generated columns
 	virtual     []string // generated columns
 	withheldBy  []string // publications that leave out stored columns; Postgres 18 and newer
-	strayLeaves []string // leaves whose replica identity differs from the root's or names no row
+	strayLeaves []string // leaves whose replica identity names less than the root's, or other columns
+	loneLeaves  []string // leaves whose replica identity names no row
+	foreign     []string // leaves that are foreign tables; not in the lists above
+	children    []string // tables that inherit from it and are no partitions, as schema.table
+	childrenSQL []string // the same, as SQL names them
 	notFull     []string // the table and its leaves without REPLICA IDENTITY FULL
 
 	generatedIdentity bool // its replica identity has a generated column
@@ -110,12 +114,15 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 		schemas[i], names[i] = t.Schema, t.Name
 	}
 	rows, err := q.Query(ctx, `
-		with wanted as (
+		with recursive wanted as (
 			select w.n, c.oid, c.relkind, c.relpersistence, c.relreplident
 			from unnest($1::text[], $2::text[]) with ordinality as w(schema, name, n)
 			left join pg_namespace s on s.nspname = w.schema
 			left join pg_class c on c.relnamespace = s.oid and c.relname = w.name
-		), member as ( -- the table and the partitions that hold its rows
+		), leaf as ( -- partitions that hold rows
+			select w.n, c.* from wanted w cross join lateral pg_partition_tree(w.oid) tree join pg_class c on c.oid = tree.relid
+			where tree.isleaf and c.oid <> w.oid
+		), member as ( -- the table and the partitions whose changes are in the WAL
 			select w.n, c.oid, c.oid = w.oid as root, c.relkind, c.relreplident, c.oid::regclass::text as name,
 				coalesce(case c.relreplident
 					when 'f' then true
@@ -123,8 +130,14 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 					when 'i' then exists (select 1 from pg_index x where x.indrelid = c.oid and x.indisreplident)
 				end, false) as identified
 			from wanted w cross join lateral (
-				select w.oid as oid union select relid::oid from pg_partition_tree(w.oid) where isleaf
+				select w.oid as oid union select l.oid from leaf l where l.n = w.n and l.relkind <> 'f'
 			) tree join pg_class c on c.oid = tree.oid
+		), heir(n, oid) as ( -- what inherits from the table and is no partition
+			select w.n, i.inhrelid from wanted w join pg_inherits i on i.inhparent = w.oid where w.relkind = 'r'
+			union select h.n, i.inhrelid from heir h join pg_inherits i on i.inhparent = h.oid
+		), child as (
+			select h.n, c.oid, s.nspname || '.' || c.relname as name
+			from heir h join pg_class c on c.oid = h.oid join pg_namespace s on s.oid = c.relnamespace where c.relkind = 'r'
 		), generated as (
 			select w.n, a.attnum, a.attname::text, a.attgenerated as kind,
 				w.relreplident = 'f' or exists (select 1 from pg_index x where x.indrelid = w.oid and a.attnum = any(x.indkey)
@@ -139,7 +152,11 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 			array(select g.attname from generated g where g.n = w.n and g.kind = 'v' order by g.attnum),
 			exists (select 1 from generated g where g.n = w.n and g.identity),
 			array(select m.name from member m
-				where m.n = w.n and not m.root and (m.relreplident <> w.relreplident or not m.identified) order by m.name),
+				where m.n = w.n and not m.root and m.identified and m.relreplident not in ('f', w.relreplident) order by m.name),
+			array(select m.name from member m where m.n = w.n and not m.root and not m.identified order by m.name),
+			array(select l.oid::regclass::text from leaf l where l.n = w.n and l.relkind = 'f' order by 1),
+			array(select c.name from child c where c.n = w.n order by c.oid),
+			array(select c.oid::regclass::text from child c where c.n = w.n order by c.oid),
 			array(select m.name from member m where m.n = w.n and m.relreplident <> 'f' order by m.root desc, m.name)
 		from wanted w order by w.n`, schemas, names)
 	if err != nil {
@@ -150,7 +167,7 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 		t := tableFacts{Table: tables[i]}
 		i++
 		err := row.Scan(&t.exists, &t.kind, &t.persistence, &t.identity, &t.identified, &t.primaryKey, &t.readable,
-			&t.stored, &t.virtual, &t.generatedIdentity, &t.strayLeaves, &t.notFull)
+			&t.stored, &t.virtual, &t.generatedIdentity, &t.strayLeaves, &t.loneLeaves, &t.foreign, &t.children, &t.childrenSQL, &t.notFull)
 		return t, err
 	})
 }
@@ -374,21 +391,33 @@ func (s *Stream) managePublication(ctx context.Context, conn *pgx.Conn, sv *surv
 	return nil
 }
 
+// heldBack reports whether publishing the table, which is not published yet, would break the application.
+func (t *tableFacts) heldBack(p *publicationFacts) bool {
+	return len(t.loneLeaves) > 0 && (p == nil || !p.allTables && !p.named[t.Table.String()])
+}
+
 // publicationStatements is what turns the present publication, nil for none, into the one that is wanted, after generatedStatements.
 func publicationStatements(cfg *Config, sv *survey) []Statement {
 	const options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
 	p := sv.publication
 	name := pgx.Identifier{cfg.Publication}.Sanitize()
-	tables := make([]string, len(cfg.Tables))
-	same := p != nil && len(p.named) == len(cfg.Tables)
-	for i, t := range cfg.Tables {
-		tables[i] = pgx.Identifier{t.Schema, t.Name}.Sanitize()
-		same = same && p.named[t.String()]
+	var tables []string
+	same := p != nil
+	for i := range sv.tables {
+		t := &sv.tables[i]
+		if t.heldBack(p) {
+			continue
+		}
+		tables = append(tables, quoteTable(t.Table))
+		same = same && p.named[t.Table.String()]
 	}
-	list := strings.Join(tables, ", ")
+	same = same && len(p.named) == len(tables)
+	// ONLY, since to publish the tables that inherit from one would make their UPDATE and DELETE fail when they have no key, and
+	// their rows come under names that no mapping has. For a partitioned table it changes nothing.
+	list := "ONLY " + strings.Join(tables, ", ONLY ")
 	if p == nil {
 		sql := "CREATE PUBLICATION " + name
-		if list != "" {
+		if len(tables) > 0 {
 			sql += " FOR TABLE " + list
 		}
 		sql += " WITH (" + options
@@ -398,7 +427,7 @@ func publicationStatements(cfg *Config, sv *survey) []Statement {
 		return []Statement{{SQL: sql + ")", Why: "the publication is missing"}}
 	}
 	var statements []Statement
-	if !same && !p.allTables && list != "" {
+	if !same && !p.allTables && len(tables) > 0 {
 		statements = append(statements, Statement{SQL: "ALTER PUBLICATION " + name + " SET TABLE " + list, Why: "the publication names other tables than the mappings"})
 	}
 	if !p.insert || !p.update || !p.delete || !p.truncate || !p.viaRoot {
