@@ -145,7 +145,7 @@ func notReceived(rel *cdc.Relation, i int) *RejectError {
 
 func replicaIdentityFull(rel *cdc.Relation) string {
 	if rel.Identity == 'f' { // then the row was one of a partition
-		return "a partition of " + rel.String() + " is not REPLICA IDENTITY FULL as it is: cdcsync check names it, with the statement;"
+		return "a partition of " + rel.String() + " is not REPLICA IDENTITY FULL as it is: cdcsync check names it, with the statement"
 	}
 	return "run: ALTER TABLE " + quoteIdent(rel.Schema) + "." + quoteIdent(rel.Name) + " REPLICA IDENTITY FULL;"
 }
