@@ -150,6 +150,9 @@ func (r *chunkReader) look(ctx context.Context) error {
 	if !partitioned {
 		r.from = "only " + r.from // children of a table that is no partitioned one are published under their own names
 	}
+	if err := checkCondition(ctx, r.conn, rel, r.where); err != nil {
+		return err
+	}
 	r.filter = conditions(published, r.where)
 	switch {
 	case len(r.key) > 0:
