@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"time"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -89,6 +90,7 @@ type compiled struct {
 	*renderer
 	plan     *mapping.Plan
 	coalesce bool
+	byPerson bool
 }
 
 // fatalError is what no retry mends: the sink stays blocked until a restart.
@@ -236,7 +238,7 @@ func (d *dispatcher) compile(rel *cdc.Relation) (*table, error) {
 		if err := problems.Err(); err != nil {
 			return nil, &fatalError{fmt.Errorf("mapping %s does not fit table %s as it was when the change was made; mend the mapping and restart: %w", r.name, rel, err)}
 		}
-		t.plans = append(t.plans, compiled{renderer: r, plan: plan, coalesce: plan.Coalesce() == mapping.CoalesceLatest})
+		t.plans = append(t.plans, compiled{renderer: r, plan: plan, coalesce: plan.Coalesce() == mapping.CoalesceLatest, byPerson: plan.ByPerson()})
 	}
 	return t, nil
 }
@@ -251,14 +253,8 @@ func (d *dispatcher) one(ctx context.Context, c *cdc.Change, t *table) error {
 			return err
 		}
 	}
-	for i := range t.plans {
-		p := &t.plans[i]
-		if d.unit.only != nil && d.unit.only != p.renderer {
-			continue
-		}
-		if err := d.mapped(ctx, c, p); err != nil {
-			return err
-		}
+	if err := d.allMapped(ctx, c, t); err != nil {
+		return err
 	}
 	if d.worker.memory.full() {
 		return d.makeRoom(ctx)
@@ -266,26 +262,57 @@ func (d *dispatcher) one(ctx context.Context, c *cdc.Change, t *table) error {
 	return nil
 }
 
+// which are the parts of a change that are dispatched at once.
+type which uint8
+
+const (
+	allParts which = iota + 1
+	oldParts       // of the row before an update
+	newParts
+)
+
+// allMapped dispatches what the mappings make of a change: what an update ends before what it begins, since a row that leaves one
+// mapping for another may be one record.
+func (d *dispatcher) allMapped(ctx context.Context, c *cdc.Change, t *table) error {
+	passes := []which{allParts}
+	if len(t.plans) > 1 && c.Op == cdc.OpUpdate && slices.ContainsFunc(t.plans, func(p compiled) bool { return p.plan.MayMove(c) }) {
+		passes = []which{oldParts, newParts}
+	}
+	for _, parts := range passes {
+		for i := range t.plans {
+			p := &t.plans[i]
+			if d.unit.only != nil && d.unit.only != p.renderer {
+				continue
+			}
+			if err := d.mapped(ctx, c, p, parts); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // mapped dispatches what one mapping makes of a change.
-func (d *dispatcher) mapped(ctx context.Context, c *cdc.Change, p *compiled) error {
+func (d *dispatcher) mapped(ctx context.Context, c *cdc.Change, p *compiled, parts which) error {
 	if d.gone(c, p) {
-		d.worker.count(p.renderer, c.Op, outcomeGone, 1)
+		if parts != oldParts {
+			d.worker.count(p.renderer, c.Op, outcomeGone, 1)
+		}
 		return nil
 	}
 	if err := p.plan.Route(&d.route, c); err != nil {
 		return &fatalError{fmt.Errorf("mapping %s: %w", p.name, err)}
 	}
-	if len(d.route.Parts) == 0 {
-		if d.route.Left {
-			p.left[c.Op]++
-		} else {
-			p.filtered[c.Op]++
-		}
-		return nil
+	switch {
+	case parts == oldParts || len(d.route.Parts) > 0:
+	case d.route.Left:
+		p.left[c.Op]++
+	default:
+		p.filtered[c.Op]++
 	}
 	for i := range d.route.Parts {
 		part := &d.route.Parts[i]
-		if d.has(c, part) {
+		if d.has(c, part) || parts != allParts && part.Old != (parts == oldParts) {
 			continue
 		}
 		if err := d.part(ctx, c, p, part); err != nil {
@@ -363,7 +390,7 @@ func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part 
 			d.worker.keys.add(hash, number)
 		}
 	}
-	if p.coalesce && d.coalesce(b, p.renderer, part, &it, c) {
+	if p.coalesce && d.coalesce(b, p, part, &it, c) {
 		d.charge(b)
 		return nil
 	}
@@ -392,16 +419,19 @@ func (d *dispatcher) unrendered(c *cdc.Change, p *compiled, part *mapping.Part, 
 }
 
 // coalesce lets a newer state take the place of an older one of the same key in the batch. It reports whether it did.
-func (d *dispatcher) coalesce(b *batch, r *renderer, part *mapping.Part, it *item, c *cdc.Change) bool {
+func (d *dispatcher) coalesce(b *batch, p *compiled, part *mapping.Part, it *item, c *cdc.Change) bool {
 	if d.unit.urgent || b.count == 0 {
 		return false
 	}
-	i := b.find(r, it.hash, part.Key)
+	i := b.find(p.renderer, it.hash, part.Key)
 	if i < 0 {
 		return false
 	}
 	old := &b.items[i]
 	if d.partial != nil && !d.partial.Covers(b.bytes(it.body), b.bytes(old.body)) {
+		return false
+	}
+	if p.byPerson && !slices.Equal(b.hashes(old), d.orders) { // another fan, whom the older tells of
 		return false
 	}
 	if !b.newest(i, d.orders) { // in the older's place it would leave before what shares its record
@@ -418,7 +448,7 @@ func (d *dispatcher) coalesce(b *batch, r *renderer, part *mapping.Part, it *ite
 	}
 	it.key, it.orders = old.key, b.putOrders(d.orders)
 	d.worker.unbook(b, old) // the newer has been added
-	d.worker.count(r, old.op, outcomeCoalesced, 1)
+	d.worker.count(p.renderer, old.op, outcomeCoalesced, 1)
 	if b.replace(i, *it, d.worker.limits); it.op != cdc.OpDelete {
 		b.order(int32(i), d.orders)
 	}

@@ -71,6 +71,10 @@ func (p *Plan) Coalesce() Coalesce {
 	return p.template.Source.Coalesce
 }
 
+// ByPerson reports whether the item says whom it is about by identifiers that the row's own key does not hold: items of one key are then
+// of one record only when their Orders are equal.
+func (p *Plan) ByPerson() bool { return p.people < len(p.orders) }
+
 // Missing appends the columns that this plan reads of the change's new row and that the server did not send, since they are TOASTed and unchanged.
 // They have to be read back and put into ch.New before Route; usually there are none. A full old row makes up for them.
 func (p *Plan) Missing(dst []int, ch *cdc.Change) []int {

@@ -33,7 +33,7 @@ func (p *Plan) Route(dst *Route, ch *cdc.Change) error {
 		p.reject(dst, ch.Op, &RejectError{Reason: "the table was truncated, which no vendor can be told", Solution: "delete the records at the vendor, or send the table again with a backfill"})
 	case ch.Op == cdc.OpDelete:
 		p.part(dst, ch, Part{Op: cdc.OpDelete, Old: true})
-	case ch.Op == cdc.OpUpdate && p.mayMove(ch):
+	case ch.Op == cdc.OpUpdate && p.MayMove(ch):
 		p.update(dst, ch)
 	case ch.Op == cdc.OpRead:
 		p.part(dst, ch, Part{Op: cdc.OpRead, Suffix: "/read"})
@@ -86,8 +86,8 @@ func tells(e *expression) bool {
 	return slices.ContainsFunc(e.refs, func(r ref) bool { return r.kind == refOp || r.kind == refOld || r.kind == refChanged })
 }
 
-// mayMove reports whether an update may be more than one of the same record.
-func (p *Plan) mayMove(ch *cdc.Change) bool {
+// MayMove reports whether an update may be more than one of the same record.
+func (p *Plan) MayMove(ch *cdc.Change) bool {
 	for _, i := range p.watched {
 		if differs(ch, i) {
 			return true
