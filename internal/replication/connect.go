@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"time"
 
@@ -15,26 +14,6 @@ import (
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
-
-// pinned are start-up parameters of every connection: settings of a role or a database must not leak into values.
-var pinned = map[string]string{
-	"datestyle":            "ISO",
-	"intervalstyle":        "postgres",
-	"extra_float_digits":   "1",
-	"bytea_output":         "hex",
-	"timezone":             "UTC",
-	"client_encoding":      "UTF8",
-	"idle_session_timeout": "0",
-	"lock_timeout":         "0",
-	"row_security":         "off", // rows that a policy hides are an error, not missing
-}
-
-func pin(params map[string]string) {
-	maps.Copy(params, pinned)
-	if params["application_name"] == "" {
-		params["application_name"] = "cdcsync"
-	}
-}
 
 // parseURL reads a libpq URL with the pinned settings.
 func parseURL(url string) (*pgx.ConnConfig, error) {
@@ -47,6 +26,7 @@ func parseURL(url string) (*pgx.ConnConfig, error) {
 		}
 	}
 	pin(cfg.RuntimeParams)
+	cfg.AfterConnect = settle
 	bound(cfg)
 	return cfg, nil
 }
@@ -80,7 +60,7 @@ func dialServer(ctx context.Context, url string, maxRow int64) (_ *server, err e
 			s.close(ctx)
 		}
 	}()
-	if s.wire, err = dialWire(ctx, url, address, maxRow); err != nil {
+	if s.wire, err = dialWire(ctx, url, address, maxRow, knowsTransactionTimeout(s.sql)); err != nil {
 		return nil, err
 	}
 	return s, s.checkSame(ctx)
@@ -128,7 +108,7 @@ type wire struct {
 }
 
 // dialWire opens a replication connection to the database, at the address that the ordinary connection has reached.
-func dialWire(ctx context.Context, url, address string, maxRow int64) (*wire, error) {
+func dialWire(ctx context.Context, url, address string, maxRow int64, transactionTimeouts bool) (*wire, error) {
 	parsed, err := parseURL(url)
 	if err != nil {
 		return nil, err
@@ -136,7 +116,10 @@ func dialWire(ctx context.Context, url, address string, maxRow int64) (*wire, er
 	cfg := &parsed.Config
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.RuntimeParams["statement_timeout"] = "0" // making a slot waits for open transactions
-	cfg.ValidateConnect = nil                    // target_session_attrs is asked for by SQL, and was
+	if transactionTimeouts {                     // every transaction that is decoded would be bounded
+		cfg.RuntimeParams[transactionTimeout] = "0"
+	}
+	cfg.ValidateConnect, cfg.AfterConnect = nil, nil // both ask by SQL, and did
 	dial := cfg.DialFunc
 	cfg.DialFunc = func(ctx context.Context, network, at string) (net.Conn, error) {
 		if at != address {

@@ -36,6 +36,9 @@ func bound(cfg *pgx.ConnConfig) {
 // connect opens an ordinary connection.
 func connect(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if pooled := poolerError(err); pooled != nil {
+		return nil, pooled
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}

@@ -92,6 +92,9 @@ func connectError(err error, streamed bool) error {
 	if streamed {
 		return fmt.Errorf("connect: %w", err)
 	}
+	if pooled := poolerError(err); pooled != nil {
+		return pooled
+	}
 	switch code, _ := sqlState(err); code {
 	case codeInvalidAuthorization, codeInvalidPassword:
 		return &Error{

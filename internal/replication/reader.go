@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,6 +32,8 @@ type Reader struct {
 	pool        *pgxpool.Pool
 	publication string
 	patience    time.Duration // for one question
+	pins        string        // what each transaction begins with
+	pooled      atomic.Bool   // a pooler is in the way, which takes no parameters
 
 	mu    sync.Mutex // held over no I/O
 	types map[uint32]*cdc.Type
@@ -69,16 +72,36 @@ func NewReader(ctx context.Context, url string, opts ReaderOptions) (*Reader, er
 	if opts.StatementTimeout == 0 {
 		opts.StatementTimeout = timeout
 	}
-	pin(cfg.ConnConfig.RuntimeParams)
-	cfg.ConnConfig.RuntimeParams["statement_timeout"] = strconv.FormatInt(opts.StatementTimeout.Milliseconds(), 10)
+	r := &Reader{
+		publication: opts.Publication, patience: opts.StatementTimeout + readerSlack, types: make(map[uint32]*cdc.Type),
+		pins: pinTransaction(cfg.ConnConfig.RuntimeParams, opts.StatementTimeout.Milliseconds()),
+	}
+	cfg.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
+		if r.pooled.Load() {
+			return nil
+		}
+		pin(c.RuntimeParams)
+		c.RuntimeParams["statement_timeout"] = strconv.FormatInt(opts.StatementTimeout.Milliseconds(), 10)
+		return nil
+	}
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // a pooler may give every transaction another session, without prepared statements
 	bound(cfg.ConnConfig)
 	cfg.MaxConns = int32(opts.Connections)
 	cfg.MaxConnIdleTime, cfg.HealthCheckPeriod, cfg.MaxConnLifetime = readerIdle, readerIdle/2, readerLifetime
-	pool, err := pgxpool.NewWithConfig(ctx, cfg)
-	if err != nil {
+	if r.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("query connections: %w", err)
 	}
-	return &Reader{pool: pool, publication: opts.Publication, patience: opts.StatementTimeout + readerSlack, types: make(map[uint32]*cdc.Type)}, nil
+	return r, nil
+}
+
+// acquire takes a connection. The settings are parameters of its start, too, so that none of a role's ends it between transactions; a pooler, which
+// may refuse them, is asked again without.
+func (r *Reader) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	conn, err := r.pool.Acquire(ctx)
+	if err != nil && poolerError(err) != nil && !r.pooled.Swap(true) {
+		return r.pool.Acquire(ctx)
+	}
+	return conn, err
 }
 
 // Close waits until what is under way has ended.
@@ -88,7 +111,11 @@ func (r *Reader) Close() { r.pool.Close() }
 func (r *Reader) Relation(ctx context.Context, schema, name string) (*cdc.Relation, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
-	rel, err := loadRelation(ctx, r.pool, r.publication, schema, name)
+	var rel *cdc.Relation
+	err := r.ask(ctx, func(q querier) (err error) {
+		rel, err = loadRelation(ctx, q, r.publication, schema, name)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("table %s.%s: %w", schema, name, err)
 	}
@@ -143,10 +170,18 @@ type presentTable struct {
 }
 
 // presentTable finds the table by its OID, since it may have been renamed; nil when it is gone.
-func (r *Reader) presentTable(ctx context.Context, rel *cdc.Relation) (*presentTable, error) {
+func (r *Reader) presentTable(ctx context.Context, rel *cdc.Relation) (t *presentTable, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
-	rows, err := r.pool.Query(ctx, `
+	err = r.ask(ctx, func(q querier) error {
+		t, err = loadPresent(ctx, q, rel)
+		return err
+	})
+	return t, err
+}
+
+func loadPresent(ctx context.Context, q querier, rel *cdc.Relation) (*presentTable, error) {
+	rows, err := q.Query(ctx, `
 		select case when c.relkind = 'r' then 'only ' else '' end || quote_ident(n.nspname) || '.' || quote_ident(c.relname), a.attname::text, a.atttypid
 		from pg_class c join pg_namespace n on n.oid = c.relnamespace
 		join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -180,7 +215,7 @@ func (r *Reader) presentTable(ctx context.Context, rel *cdc.Relation) (*presentT
 			return nil, fmt.Errorf("key column %s is gone", name)
 		}
 	}
-	t.key, err = loadKey(ctx, r.pool, &present, key)
+	t.key, err = loadKey(ctx, q, &present, key)
 	return t, err
 }
 
@@ -253,7 +288,11 @@ func (r *Reader) columns(ctx context.Context, fields []pgconn.FieldDescription) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
-	types, err := loadTypes(ctx, r.pool, ask)
+	var types map[uint32]*cdc.Type
+	err := r.ask(ctx, func(q querier) (err error) {
+		types, err = loadTypes(ctx, q, ask)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -309,18 +348,37 @@ func (r *Reader) read(ctx context.Context, sql string, params [][]byte, xids []u
 	}
 }
 
+const beginReading = "begin isolation level repeatable read, read only"
+
+// ask has fn question the catalogue, in one transaction.
+func (r *Reader) ask(ctx context.Context, fn func(querier) error) error {
+	conn, err := r.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release() // closes a connection that is in a transaction still
+	if _, err := conn.Conn().PgConn().Exec(ctx, beginReading+"; select "+r.pins).ReadAll(); err != nil {
+		return err
+	}
+	if err := fn(conn); err != nil {
+		return err
+	}
+	_, err = conn.Conn().PgConn().Exec(ctx, "commit").ReadAll()
+	return err
+}
+
 // readOnce sends all that it takes in one go: a transaction whose snapshot serves both questions.
 func (r *Reader) readOnce(ctx context.Context, sql string, params [][]byte, xids []uint32) (result found, seen bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
-	conn, err := r.pool.Acquire(ctx)
+	conn, err := r.acquire(ctx)
 	if err != nil {
 		return found{}, false, err
 	}
 	defer conn.Release() // closes a connection that is in a transaction still
 	pipe := conn.Conn().PgConn().StartPipeline(ctx)
-	pipe.SendQueryParams("begin isolation level repeatable read, read only", nil, nil, nil, nil)
-	pipe.SendQueryParams("select pg_current_snapshot()::text, pg_is_in_recovery()::text", nil, nil, nil, nil)
+	pipe.SendQueryParams(beginReading, nil, nil, nil, nil)
+	pipe.SendQueryParams("select pg_current_snapshot()::text, pg_is_in_recovery()::text, "+r.pins, nil, nil, nil, nil)
 	pipe.SendQueryParams(sql, params, nil, nil, nil)
 	pipe.SendQueryParams("commit", nil, nil, nil, nil)
 	if err := pipe.Sync(); err != nil {
