@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -128,13 +127,12 @@ func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservati
 }
 
 func (r *Reservation) create(ctx context.Context, logger *slog.Logger) error {
-	const patience = 5 * time.Second
-	timer := time.AfterFunc(patience, func() {
-		logger.WarnContext(ctx, "making the slot waits for open transactions to end; see pg_stat_activity, oldest xact_start first", "slot", r.cfg.Slot)
+	waits := (&Stream{cfg: r.cfg, logger: logger}).slotWaits(ctx)
+	err := watchSlot(ctx, r.cfg.URL, r.server.wire.pg.PID(), waits, func() (err error) {
+		r.source.Created, r.Snapshot, err = r.server.wire.reserve(ctx, r.cfg.Slot)
+		return err
 	})
-	defer timer.Stop()
-	var err error
-	if r.source.Created, r.Snapshot, err = r.server.wire.reserve(ctx, r.cfg.Slot); err != nil {
+	if err != nil {
 		return streamError(&r.cfg, err)
 	}
 	r.source.Slot = r.cfg.Slot

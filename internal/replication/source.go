@@ -363,21 +363,28 @@ func (s *Stream) compare(system string, slot *slotFacts, known *incarnation, p *
 
 // createSlot returns the slot's first consistent LSN. The server waits until the transactions that are open now have ended.
 func (s *Stream) createSlot(ctx context.Context, conn *pgx.Conn) (cdc.LSN, error) {
-	const patience = 5 * time.Second
-	timer := time.AfterFunc(patience, func() {
-		s.logger.WarnContext(ctx, "making the slot waits for open transactions to end; see pg_stat_activity, oldest xact_start first", "slot", s.cfg.Slot)
-	})
-	defer timer.Stop()
 	if _, err := conn.Exec(ctx, "set statement_timeout = 0"); err != nil {
 		return 0, fmt.Errorf("slot %s: %w", s.cfg.Slot, err)
 	}
 	var at string
-	err := conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot).Scan(&at)
+	err := watchSlot(ctx, s.cfg.URL, conn.PgConn().PID(), s.slotWaits(ctx), func() error {
+		return conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot).Scan(&at)
+	})
 	if err != nil {
 		return 0, streamError(&s.cfg, err)
 	}
 	s.logger.InfoContext(ctx, "slot made", "slot", s.cfg.Slot, "lsn", at)
 	return cdc.ParseLSN(at)
+}
+
+// slotWaits tells in log and status what a new slot waits for.
+func (s *Stream) slotWaits(ctx context.Context) func(*blocker) {
+	return func(b *blocker) {
+		s.logger.WarnContext(ctx, "making the slot waits for an open transaction", "slot", s.cfg.Slot, "transaction", b.String(), "solution", b.solution())
+		if s.status != nil { // a recovery has none
+			s.status.delayed(fmt.Sprintf("making slot %q waits for %s; %s", s.cfg.Slot, b, b.solution()))
+		}
+	}
 }
 
 // managePublication makes the publication name exactly the mapped tables.

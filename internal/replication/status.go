@@ -72,6 +72,7 @@ func (b *board) set(state State, reason string) {
 
 func (b *board) stopped(reason string) { b.change(StateStopped, reason) }
 func (b *board) waiting(reason string) { b.change(StateWaitingForSlot, reason) }
+func (b *board) delayed(reason string) { b.change(StateConnecting, reason) }
 func (b *board) bufferFull()           { b.change(StateBufferFull, "the buffer is full") }
 func (b *board) bufferTaken()          { b.change(StateStreaming, "") }
 
