@@ -25,6 +25,7 @@ type batch struct {
 	full     bool      // as many items as a request may have; one of them may still be replaced
 	sealed   bool      // takes no more items
 	deadline time.Time // when it is sent though not full
+	seq      uint64    // of a held item: their order
 }
 
 // span is a part of a batch's arena.
@@ -41,6 +42,7 @@ type item struct {
 	key    span
 	orders span // hashes of further keys that keys knows of, 8 bytes each
 	change span // its one-change block, when the block does not hold the row that was rendered
+	after  span // hashes of its parents that were on the way
 
 	held     int32 // head of the list of blocks that an absorbed item holds, -1 for none
 	attempts uint32
@@ -48,6 +50,8 @@ type item struct {
 	op       cdc.Op
 	absorbed bool // a newer item has taken its place
 	booked   bool // keys knows of it
+	latest   bool // a newer state of its key may take its place
+	lifted   bool // copied out of its batch: its blocks need not keep their bytes for it
 }
 
 // hold keeps a block unsettled until the item that absorbed one of the block's is settled.
@@ -75,8 +79,11 @@ func (b *batch) putOrders(hashes []uint64) span {
 }
 
 // hashes are those of an item's further keys.
-func (b *batch) hashes(it *item) (hashes []uint64) {
-	for rest := b.bytes(it.orders); len(rest) > 0; rest = rest[8:] {
+func (b *batch) hashes(it *item) []uint64 { return b.hashesAt(it.orders) }
+
+// hashesAt are those that putOrders put there.
+func (b *batch) hashesAt(s span) (hashes []uint64) {
+	for rest := b.bytes(s); len(rest) > 0; rest = rest[8:] {
 		hashes = append(hashes, binary.BigEndian.Uint64(rest))
 	}
 	return hashes
@@ -182,6 +189,11 @@ func (b *batch) hold(old *item, successor *block) int32 {
 
 // settle releases the item's block and those of what it absorbed.
 func (b *batch) settle(it *item) {
+	if it.lifted {
+		for _, held := range b.holders(it) {
+			held.lifted.Add(-1)
+		}
+	}
 	for h := it.held; h >= 0; h = b.held[h].next {
 		b.held[h].block.settle()
 	}

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -30,6 +31,12 @@ type Config struct {
 	Batch       Batch
 	Concurrency int           // lanes: requests in flight at most
 	Retry       backoff.Range // zero means 500 ms to 1 m
+	// MaxWait bounds for how long the vendor's Retry-After is heeded; 0 means any time.
+	MaxWait time.Duration
+	// GiveUp is how long an item may fail while the vendor takes others before it becomes a dead letter; 0 means 1 h.
+	GiveUp time.Duration
+	// Timeout is the sink's own for one request, which the items of a request are adapted to; 0 when it is not known.
+	Timeout time.Duration
 	// DeadLetters is how many letters may be parked since the start or the last Resume; the next one halts the sink. 0: any number.
 	DeadLetters int
 
@@ -60,7 +67,9 @@ type Deps struct {
 	Sink     Sink
 	Mappings []*mapping.Template // of this sink, linked; their order is that of a change's items
 	// Limiter bounds requests; workers of one account share it. nil means no bound.
-	Limiter    *rate.Limiter
+	Limiter *rate.Limiter
+	// Account is what the workers of one account share besides; nil means that this is the only one.
+	Account    *Account
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are not registered
 }
@@ -128,6 +137,7 @@ type Worker struct {
 	blocks  Blocks
 	sink    Sink
 	limiter *rate.Limiter
+	account *Account
 	log     *slog.Logger
 	metrics *metrics
 
@@ -158,6 +168,7 @@ const (
 	defaultBlockedProbe   = 30 * time.Second
 	defaultConfirmTimeout = 10 * time.Minute
 	defaultConfirmRate    = 250
+	defaultGiveUp         = time.Hour
 	defaultRetryMin       = 500 * time.Millisecond
 	defaultRetryMax       = time.Minute
 )
@@ -179,7 +190,10 @@ func New(cfg Config, deps Deps) *Worker {
 	if cfg.Batch.Items > 0 && (w.limits.Items == 0 || cfg.Batch.Items < w.limits.Items) {
 		w.limits.Items = cfg.Batch.Items
 	}
-	w.gate = newGate(cfg, w.log, w.metrics)
+	if w.account = deps.Account; w.account == nil {
+		w.account = new(Account)
+	}
+	w.gate = newGate(cfg, w.limits.Items, w.account, w.log, w.metrics)
 	w.ledger = &ledger{blocks: deps.Blocks, memory: w.memory}
 	w.letters = newLetters(w, deps.Letters)
 	if confirmer, ok := deps.Sink.(Confirmer); ok {
@@ -188,6 +202,7 @@ func New(cfg Config, deps Deps) *Worker {
 	for n := range cfg.Concurrency {
 		w.lanes = append(w.lanes, &lane{worker: w, number: n, wake: make(chan struct{}, 1)})
 	}
+	w.gate.wake = w.wakeLanes
 	w.dispatch = newDispatcher(w, deps.Mappings, deps.Source)
 	w.metrics.observe(w)
 	return w
@@ -200,6 +215,8 @@ func (c *Config) setDefaults() {
 	setDefault(&c.BlockedProbe, defaultBlockedProbe)
 	setDefault(&c.ConfirmTimeout, defaultConfirmTimeout)
 	setDefault(&c.ConfirmRate, defaultConfirmRate)
+	setDefault(&c.MaxWait, math.MaxInt64)
+	setDefault(&c.GiveUp, defaultGiveUp)
 	setDefault(&c.Retry, backoff.Range{Min: defaultRetryMin, Max: defaultRetryMax})
 }
 
@@ -305,6 +322,7 @@ func (w *Worker) next(ctx context.Context) (block Block, err error) {
 func (w *Worker) Drain(ctx context.Context) error {
 	w.drain()
 	w.gate.drain()
+	w.wakeLanes()
 	select {
 	case <-w.ended:
 		return nil
@@ -316,7 +334,7 @@ func (w *Worker) Drain(ctx context.Context) error {
 // Pause stops sending until Resume, also over a restart. Requests in flight are finished. It returns when the pause is stored.
 func (w *Worker) Pause(ctx context.Context) error { return w.setPause(ctx, PauseOperator) }
 
-// Resume ends a pause, whatever its reason, and allows as many dead letters again as are configured.
+// Resume ends a pause, whatever its reason, allows as many dead letters again as are configured, and tries at once what waits for a time.
 func (w *Worker) Resume(ctx context.Context) error { return w.setPause(ctx, PauseNone) }
 
 func (w *Worker) setPause(ctx context.Context, pause Pause) error {
@@ -329,5 +347,12 @@ func (w *Worker) setPause(ctx context.Context, pause Pause) error {
 		w.letters.allowAgain()
 	}
 	w.gate.pause(pause)
+	if pause == PauseNone {
+		w.gate.resume()
+		w.account.resume()
+		if w.tracker != nil {
+			w.tracker.resume()
+		}
+	}
 	return nil
 }

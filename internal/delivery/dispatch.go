@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -380,7 +381,7 @@ func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part 
 		}
 		return d.unrendered(c, p, part, it, err)
 	}
-	b.buf = buf
+	b.buf, it.latest = buf, p.coalesce && !d.unit.urgent
 	it.body = span{from: uint32(start), to: uint32(len(buf))}
 	d.unit.block.pending.Add(1)
 	if d.booking {
@@ -398,6 +399,7 @@ func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part 
 		return err
 	}
 	it.key, it.orders = b.put(part.Key), b.putOrders(d.orders)
+	it.after = d.parentsUnderWay(b, part)
 	if d.unit.keep {
 		it.change = b.put(cdc.EncodeChange(c))
 	}
@@ -453,6 +455,18 @@ func (d *dispatcher) coalesce(b *batch, p *compiled, part *mapping.Part, it *ite
 		b.order(int32(i), d.orders)
 	}
 	return true
+}
+
+// parentsUnderWay appends the hashes of the part's parents that are on the way.
+func (d *dispatcher) parentsUnderWay(b *batch, part *mapping.Part) span {
+	from := uint32(len(b.buf))
+	for _, parent := range part.Parents {
+		hash := maphash.Bytes(d.seed, parent)
+		if _, busy := d.worker.keys.lane(hash); busy {
+			b.buf = binary.BigEndian.AppendUint64(b.buf, hash)
+		}
+	}
+	return span{from: from, to: uint32(len(b.buf))}
 }
 
 // waitsForParent says whether an item of one of the part's parents is on the way.

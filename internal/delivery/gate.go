@@ -45,8 +45,18 @@ type gate struct {
 	cutAt    time.Time
 	usual    time.Duration // what an answer takes when the vendor is well
 
-	notBefore   time.Time // Retry-After
-	consecutive int       // failed requests since the last answer
+	account     *Account
+	maxWait     time.Duration
+	size        sizer
+	limit       int    // items of a request; 0 for any number
+	wake        func() // makes the lanes look at what they hold
+	seq         uint64 // of the last request
+	goodSeq     uint64 // of the newest request that the vendor answered
+	badSeq      uint64 // of the newest that failed, but for those whose items are suspected
+	heard       tidings
+	held        map[int]heldView // by lane
+	resumedAt   time.Time
+	consecutive int // failed requests since the last answer
 	circuit     circuit
 	probing     bool
 	probeAt     time.Time
@@ -59,6 +69,23 @@ type gate struct {
 	reason string
 	answer string
 	since  time.Time
+}
+
+// ticket is the permission for one request.
+type ticket struct {
+	seq   uint64
+	probe bool
+	items int
+}
+
+// tidings count what makes held items due before their time.
+type tidings struct{ resumes, recoveries int }
+
+// heldView is what a lane holds, as the sink's state and status show it.
+type heldView struct {
+	shown       []HeldItem
+	keys, items int
+	unproven    failure // of an item that may be no worse than the others
 }
 
 type circuit uint8
@@ -87,40 +114,48 @@ type trouble struct {
 	next   time.Time
 }
 
-func newGate(cfg Config, log *slog.Logger, m *metrics) *gate {
+// newGate makes a gate for requests of at most so many items; 0 means any number.
+func newGate(cfg Config, items int, account *Account, log *slog.Logger, m *metrics) *gate {
 	lanes := float64(cfg.Concurrency)
-	return &gate{
+	g := &gate{
 		log: log, metrics: m, retry: cfg.Retry, probe: cfg.BlockedProbe,
 		changed: make(chan struct{}), window: lanes, most: lanes, circuit: circuitClosed,
-		failing: make(map[int]failure), troubles: make(map[string]*trouble),
+		failing: make(map[int]failure), troubles: make(map[string]*trouble), held: make(map[int]heldView),
+		account: account, maxWait: cfg.MaxWait, size: sizer{timeout: cfg.Timeout, most: items}, limit: items, wake: func() {},
 		state: StateRunning, since: time.Now(),
 	}
+	account.join(g)
+	return g
 }
 
 // turn is what admit answers to one who has to wait for something that has no time.
 const turn = time.Duration(-1)
 
-// acquire waits until a request may be made, not before the given time. probe is to be handed to release.
-func (g *gate) acquire(ctx context.Context, notBefore time.Time) (probe bool, err error) {
+// acquire waits until a request of so many items may be made, not before the given time, unless the sink was resumed since it was failed.
+func (g *gate) acquire(ctx context.Context, failed, notBefore time.Time, items int) (ticket, error) {
 	for {
 		if ctx.Err() != nil {
-			return false, ctx.Err()
+			return ticket{}, ctx.Err()
 		}
 		g.mu.Lock()
+		if g.resumedAt.After(failed) {
+			notBefore = time.Time{}
+		}
 		wait, hopeless := g.admit(time.Now(), notBefore)
 		if wait == 0 {
-			probe = g.circuit != circuitClosed
-			g.probing = g.probing || probe
+			g.seq++
+			t := ticket{seq: g.seq, probe: g.circuit != circuitClosed, items: items}
+			g.probing = g.probing || t.probe
 			g.inFlight++
 			g.mu.Unlock()
-			return probe, nil
+			return t, nil
 		}
 		if hopeless && g.draining {
 			g.mu.Unlock()
-			return false, errStopped
+			return ticket{}, errStopped
 		}
 		if err := g.wait(ctx, wait); err != nil {
-			return false, err
+			return ticket{}, err
 		}
 	}
 }
@@ -130,14 +165,13 @@ func (g *gate) admit(now, notBefore time.Time) (wait time.Duration, hopeless boo
 	if g.paused != PauseNone {
 		return turn, true
 	}
-	if g.notBefore.After(notBefore) {
-		notBefore = g.notBefore
-	}
+	free := g.account.free()
+	notBefore = later(notBefore, free)
 	if g.circuit != circuitClosed {
 		if g.probing {
 			return turn, true
 		}
-		notBefore = later(g.probeAt, g.notBefore)
+		notBefore = later(g.probeAt, free)
 	}
 	if wait := notBefore.Sub(now); wait > 0 {
 		return wait, true
@@ -178,21 +212,27 @@ func pause(ctx context.Context, d time.Duration, changed <-chan struct{}) error 
 }
 
 // release ends what acquire began.
-func (g *gate) release(probe bool) {
+func (g *gate) release(t ticket) {
 	g.inFlight--
-	if probe {
+	if t.probe {
 		g.probing = false
 	}
 }
 
 // answered records a request that the vendor answered in d, whatever it said about the items.
-func (g *gate) answered(probe bool, d time.Duration) {
+func (g *gate) answered(t ticket, d time.Duration) {
 	g.mu.Lock()
 	defer g.unlock()
 	full := g.inFlight >= int(g.window)
-	g.release(probe)
+	g.release(t)
+	g.goodSeq = max(g.goodSeq, t.seq)
+	g.size.answered(t.items, d)
 	g.consecutive = 0
-	g.circuit = circuitClosed
+	if g.circuit != circuitClosed {
+		g.circuit = circuitClosed
+		g.heard.recoveries++
+		g.wake()
+	}
 	if g.usual == 0 || d < g.usual {
 		g.usual = d
 	}
@@ -208,44 +248,141 @@ func (g *gate) answered(probe bool, d time.Duration) {
 func (g *gate) slow(d time.Duration) bool { return d > slowFloor && d > slowFactor*g.usual }
 
 // failed records a request without a usable answer, and opens the circuit when there were too many.
-func (g *gate) failed(probe bool, d, after time.Duration, throttled bool, reason, answer string) {
+func (g *gate) failed(t ticket, d time.Duration, e *sinks.RequestError) {
 	g.mu.Lock()
 	defer g.unlock()
-	g.release(probe)
-	now := time.Now()
-	g.consecutive++
-	g.last = failure{reason: reason, answer: answer}
-	if after > 0 {
-		g.notBefore = later(g.notBefore, now.Add(after))
+	g.release(t)
+	g.bad(t, e)
+	if e.After > 0 {
+		g.account.leave(min(e.After, g.maxWait))
+	}
+	if e.Timeout {
+		g.size.timedOut(t.items)
 	}
 	switch {
-	case throttled:
+	case e.Class == sinks.ClassThrottled:
 		g.cut(throttleCut, d)
 	case g.slow(d):
 		g.cut(slowCut, d)
 	}
-	if probe || g.circuit == circuitClosed && g.consecutive >= openAfter {
+	if t.probe || g.circuit == circuitClosed && g.consecutive >= openAfter {
 		g.circuit = circuitFailing
-		g.probeAt = now.Add(g.retry.Delay(g.consecutive))
+		g.probeAt = time.Now().Add(g.retry.Delay(g.consecutive))
 	}
 }
 
-// blocked records that the credentials were refused, or that the endpoint is not the vendor's.
-func (g *gate) blocked(probe bool, after time.Duration, reason, answer string) {
+func (g *gate) bad(t ticket, e *sinks.RequestError) {
+	g.badSeq = max(g.badSeq, t.seq)
+	g.consecutive++
+	g.last = failure{reason: e.Error(), answer: e.Answer}
+}
+
+// spared records a failed request whose items are suspected: it says nothing about the vendor.
+func (g *gate) spared(t ticket) {
 	g.mu.Lock()
 	defer g.unlock()
-	g.release(probe)
-	g.consecutive++
-	g.last = failure{reason: reason, answer: answer}
+	g.release(t)
+	if t.probe {
+		g.probeAt = time.Now().Add(g.retry.Delay(max(1, g.consecutive)))
+	}
+}
+
+// suspects reports whether a part has failed before and the vendor has taken others since.
+func (g *gate) suspects(p part) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return p.fails > 0 && g.goodSeq > p.first
+}
+
+// takes reports whether the vendor took the last request whose items are not suspected.
+func (g *gate) takes() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.goodSeq > g.badSeq
+}
+
+// throttled is told that the vendor throttles another sink of the account.
+func (g *gate) throttled(took time.Duration) {
+	g.mu.Lock()
+	defer g.unlock()
+	g.cut(throttleCut, took)
+}
+
+// fits is how many items a request may have now; 0 leaves it to the limits.
+func (g *gate) fits() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.size.fits()
+}
+
+func (g *gate) setHeld(lane int, view heldView) {
+	g.mu.Lock()
+	defer g.unlock()
+	if view.items == 0 {
+		delete(g.held, lane)
+		return
+	}
+	g.held[lane] = view
+}
+
+func (g *gate) tidings() tidings {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.heard
+}
+
+// due is when the first item of a held key is tried next. One that may be no worse than others is due when the vendor is back.
+func (g *gate) due(k *heldKey) time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if k.seen.resumes != g.heard.resumes || !k.proven && k.seen.recoveries != g.heard.recoveries {
+		return time.Time{}
+	}
+	return k.next
+}
+
+// closed reports whether requests are made freely, and not one at a time to try the vendor.
+func (g *gate) closed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.circuit == circuitClosed
+}
+
+// resume ends all waits for a time.
+func (g *gate) resume() {
+	g.mu.Lock()
+	defer g.unlock()
+	g.resumedAt = time.Now()
+	g.probeAt = time.Time{}
+	for lane, f := range g.failing {
+		f.next = g.resumedAt
+		g.failing[lane] = f
+	}
+	g.heard.resumes++
+	g.wake()
+}
+
+// look makes those who wait look again.
+func (g *gate) look() {
+	g.mu.Lock()
+	g.unlock()
+}
+
+// blocked records that the credentials were refused, or that the endpoint is not the vendor's.
+func (g *gate) blocked(t ticket, e *sinks.RequestError) {
+	g.mu.Lock()
+	defer g.unlock()
+	g.release(t)
+	g.bad(t, e)
 	g.circuit = circuitBlocked
-	g.probeAt = time.Now().Add(max(g.probe, after))
+	g.probeAt = time.Now().Add(max(g.probe, min(e.After, g.maxWait)))
 }
 
 // broken records a request that ctx ended.
-func (g *gate) broken(probe bool) {
+func (g *gate) broken(t ticket) {
 	g.mu.Lock()
 	defer g.unlock()
-	g.release(probe)
+	g.release(t)
 }
 
 // cut makes the window smaller, once for all requests that were in flight together.
@@ -266,7 +403,7 @@ func (g *gate) backOff(lane, n int, after time.Duration, reason, answer string) 
 		delete(g.failing, lane)
 		return time.Time{}
 	}
-	next := time.Now().Add(max(after, g.retry.Delay(n)))
+	next := time.Now().Add(max(min(after, g.maxWait), g.retry.Delay(n)))
 	g.failing[lane] = failure{reason: reason, answer: answer, next: next}
 	return next
 }
@@ -379,6 +516,11 @@ func (g *gate) assess() (State, failure) {
 	for _, f := range g.failing {
 		return StateRetrying, f
 	}
+	for _, view := range g.held {
+		if view.unproven.reason != "" {
+			return StateRetrying, view.unproven
+		}
+	}
 	return StateRunning, failure{}
 }
 
@@ -394,7 +536,7 @@ func (g *gate) next() time.Time {
 		}
 	}
 	if g.circuit != circuitClosed {
-		consider(later(g.probeAt, g.notBefore))
+		consider(later(g.probeAt, g.account.free()))
 	} else {
 		for _, f := range g.failing {
 			consider(f.next)

@@ -28,11 +28,34 @@ type lane struct {
 	// The rest is run's own.
 	request  request
 	failures int       // sendings in a row that brought nothing
+	failedAt time.Time // the last of them
 	retryAt  time.Time // after them
 	order    []int32
-	todo     [][]int32 // what is left of the batch, in reverse: the last is sent next
+	todo     []part // what is left of the batch, in reverse: the last is sent next
 	sorted   sorted
+	ticket   ticket // of the last request
 	took     time.Duration
+	held     held
+}
+
+// part is what one request carries of a batch.
+type part struct {
+	items []int32
+	fails int    // failures in a row, those of the part that it was split from included
+	alone int    // of them, with one item
+	first uint64 // the first request that failed
+	since time.Time
+}
+
+// failed is the part after one more failure.
+func (p part) failed(t ticket) part {
+	if p.fails == 0 {
+		p.first, p.since = t.seq, time.Now()
+	}
+	if p.fails++; len(p.items) == 1 {
+		p.alone++
+	}
+	return p
 }
 
 // push hands a batch over. A lane gets none after close.
@@ -79,6 +102,12 @@ func (l *lane) signal() {
 	}
 }
 
+func (w *Worker) wakeLanes() {
+	for _, l := range w.lanes {
+		l.signal()
+	}
+}
+
 func (w *Worker) closeLanes() {
 	for _, l := range w.lanes {
 		l.close()
@@ -89,25 +118,53 @@ func (w *Worker) closeLanes() {
 func (l *lane) run(ctx context.Context) error {
 	for {
 		b, err := l.take(ctx)
-		if b == nil || err != nil {
-			return err
+		switch {
+		case errors.Is(err, errDue):
+			err = l.tryHeld(ctx)
+		case err != nil:
+		case b == nil:
+			return nil
+		default:
+			if err = l.deliver(ctx, b); err == nil {
+				l.worker.recycle(b)
+			}
 		}
-		if err := l.deliver(ctx, b); errors.Is(err, errStopped) {
+		if errors.Is(err, errStopped) {
 			l.worker.abandon()
 			return nil
-		} else if err != nil {
+		}
+		if err != nil {
 			return err
 		}
-		l.worker.recycle(b)
 	}
 }
 
-// take waits for the next batch; nil when the lane is closed and empty.
+// errDue is what take returns when a held item is to be tried.
+var errDue = errors.New("a held item is due")
+
+// take waits for the next batch; nil when the lane is closed and empty. Held items come first, unless the vendor takes nothing: then what is
+// fresh tries it rather than what fails anyway.
 func (l *lane) take(ctx context.Context) (*batch, error) {
 	for {
-		b, wait, closed := l.ready(time.Now())
+		now := time.Now()
+		held := turn
+		if l.worker.draining.Err() == nil {
+			held = l.heldWait(now)
+		} else if len(l.held.order) > 0 { // for the next start; nobody waits for them any more
+			l.worker.abandon()
+		}
+		if held == 0 && l.worker.gate.closed() {
+			return nil, errDue
+		}
+		b, wait, closed := l.ready(now)
 		if b != nil || closed {
 			return b, nil
+		}
+		if held == 0 {
+			return nil, errDue
+		}
+		if held != turn && (wait == turn || held < wait) {
+			wait = held
 		}
 		if err := pause(ctx, wait, l.wake); err != nil {
 			return nil, err
@@ -140,18 +197,23 @@ func (l *lane) deliver(ctx context.Context, b *batch) error {
 			l.order = append(l.order, int32(i))
 		}
 	}
-	l.todo = append(l.todo[:0], l.order)
+	l.todo = append(l.todo[:0], part{items: l.order})
 	for len(l.todo) > 0 {
-		part := l.todo[len(l.todo)-1]
+		p := l.todo[len(l.todo)-1]
 		l.todo = l.todo[:len(l.todo)-1]
-		if l.worker.letters.outdated(b, part) {
+		p.items = l.holdBack(b, p.items)
+		if fits := l.worker.gate.fits(); fits > 0 && len(p.items) > fits {
+			l.split(p, fits)
 			continue
 		}
-		outcomes, err := l.send(ctx, b, part)
+		if l.worker.letters.outdated(b, p.items) {
+			continue
+		}
+		outcomes, err := l.send(ctx, b, p)
 		if err == nil {
-			err = l.settle(ctx, b, part, outcomes)
+			err = l.settle(ctx, b, p.items, outcomes)
 		} else if failed := (*sinks.RequestError)(nil); errors.As(err, &failed) {
-			err = l.refused(ctx, b, part, failed)
+			err = l.refused(ctx, b, p, failed)
 		}
 		if err != nil {
 			return err
@@ -161,20 +223,19 @@ func (l *lane) deliver(ctx context.Context, b *batch) error {
 }
 
 // send makes one request when the gate and the rate allow it.
-func (l *lane) send(ctx context.Context, b *batch, part []int32) ([]sinks.Outcome, error) {
+func (l *lane) send(ctx context.Context, b *batch, p part) (_ []sinks.Outcome, err error) {
 	w := l.worker
-	probe, err := w.gate.acquire(ctx, l.retryAt)
-	if err != nil {
+	if l.ticket, err = w.gate.acquire(ctx, l.failedAt, l.retryAt, len(p.items)); err != nil {
 		return nil, err
 	}
 	if w.limiter != nil {
 		if err := w.limiter.Wait(ctx); err != nil {
-			w.gate.broken(probe)
+			w.gate.broken(l.ticket)
 			return nil, err
 		}
 	}
-	items, key := l.request.compose(b, part)
-	for _, i := range part {
+	items, key := l.request.compose(b, p.items)
+	for _, i := range p.items {
 		b.items[i].attempts++
 	}
 	w.metrics.inFlight.Inc()
@@ -182,31 +243,38 @@ func (l *lane) send(ctx context.Context, b *batch, part []int32) ([]sinks.Outcom
 	outcomes, err := w.sink.Deliver(ctx, items, key)
 	l.took = time.Since(start)
 	w.metrics.inFlight.Dec()
-	return l.report(ctx, probe, outcomes, err, len(part))
+	return l.report(ctx, p, outcomes, err)
 }
 
-// report tells the gate and the metrics how the request went.
-func (l *lane) report(ctx context.Context, probe bool, outcomes []sinks.Outcome, err error, items int) ([]sinks.Outcome, error) {
-	w := l.worker
+// report tells the gate how the request went.
+func (l *lane) report(ctx context.Context, p part, outcomes []sinks.Outcome, err error) ([]sinks.Outcome, error) {
+	w, items := l.worker, len(p.items)
 	if ctx.Err() != nil && err != nil {
-		w.gate.broken(probe)
+		w.gate.broken(l.ticket)
 		return nil, ctx.Err()
 	}
 	if err == nil && len(outcomes) != items {
 		err = &sinks.RequestError{Class: sinks.ClassTransient, Reason: fmt.Sprintf("sink gave %d outcomes for %d items", len(outcomes), items)}
 	}
 	if err == nil {
-		w.gate.answered(probe, l.took)
+		w.gate.answered(l.ticket, l.took)
 		return outcomes, nil
 	}
 	failed := asRequestError(err)
+	if blames(failed) && w.gate.suspects(p) {
+		w.gate.spared(l.ticket)
+		return nil, failed
+	}
 	switch failed.Class {
-	case sinks.ClassTransient, sinks.ClassThrottled:
-		w.gate.failed(probe, l.took, failed.After, failed.Class == sinks.ClassThrottled, failed.Error(), failed.Answer)
+	case sinks.ClassTransient:
+		w.gate.failed(l.ticket, l.took, failed)
+	case sinks.ClassThrottled:
+		w.gate.failed(l.ticket, l.took, failed)
+		w.account.throttled(w.gate, l.took)
 	case sinks.ClassUnauthorized, sinks.ClassEndpoint:
-		w.gate.blocked(probe, failed.After, failed.Error(), failed.Answer)
+		w.gate.blocked(l.ticket, failed)
 	case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected:
-		w.gate.answered(probe, l.took)
+		w.gate.answered(l.ticket, l.took)
 	}
 	return nil, failed
 }
@@ -220,17 +288,16 @@ func asRequestError(err error) *sinks.RequestError {
 }
 
 // refused deals with a request that failed as a whole.
-func (l *lane) refused(ctx context.Context, b *batch, part []int32, failed *sinks.RequestError) error {
+func (l *lane) refused(ctx context.Context, b *batch, p part, failed *sinks.RequestError) error {
 	switch failed.Class {
 	case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected:
-		if len(part) > 1 { // the poisoned or too large item is in one of the halves; order is kept
-			half := len(part) / 2
-			l.todo = append(l.todo, part[half:], part[:half])
+		if len(p.items) > 1 { // the poisoned or too large item is in one of the halves; order is kept
+			l.split(part{items: p.items}, len(p.items)/2)
 			return nil
 		}
-		return l.reject(ctx, b, part, failed)
+		return l.reject(ctx, b, p.items, failed)
 	case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized, sinks.ClassEndpoint:
-		l.again(b, part, failed.After, failed.Error(), failed.Answer)
+		l.failed(b, p, failed)
 	}
 	return nil
 }
@@ -243,12 +310,12 @@ func (l *lane) reject(ctx context.Context, b *batch, part []int32, failed *sinks
 	return l.settleAs(ctx, b, part, outcomes, failed.Status)
 }
 
-// again puts a part back to be sent next, after a wait.
-func (l *lane) again(b *batch, part []int32, after time.Duration, reason, answer string) {
+// again makes the lane wait before it sends items again.
+func (l *lane) again(b *batch, items []int32, failed *sinks.RequestError) {
 	l.failures++
-	l.retryAt = l.worker.gate.backOff(l.number, l.failures, after, reason, answer)
-	l.todo = append(l.todo, part)
-	l.worker.countItems(b, part, outcomeRetried)
+	l.failedAt = time.Now()
+	l.retryAt = l.worker.gate.backOff(l.number, l.failures, failed.After, failed.Error(), failed.Answer)
+	l.worker.countItems(b, items, outcomeRetried)
 }
 
 func (l *lane) settle(ctx context.Context, b *batch, part []int32, outcomes []sinks.Outcome) error {
@@ -257,16 +324,16 @@ func (l *lane) settle(ctx context.Context, b *batch, part []int32, outcomes []si
 
 // settleAs settles each item of a part by its outcome. Dead letters come first, so that a newer state of the same key that
 // the same request delivered marks them as superseded.
-func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []sinks.Outcome, status int) error {
+func (l *lane) settleAs(ctx context.Context, b *batch, items []int32, outcomes []sinks.Outcome, status int) error {
 	w, s := l.worker, &l.sorted
-	if err := s.sort(b, part, outcomes); err != nil {
+	if err := s.sort(b, items, outcomes); err != nil {
 		return err
 	}
-	if err := w.parkItems(ctx, b, part, outcomes, s.rejected, status); err != nil {
+	if err := w.parkItems(ctx, b, items, outcomes, s.rejected, status); err != nil {
 		return err
 	}
 	if w.tracker != nil {
-		w.tracker.expect(b, part, s.accepted)
+		w.tracker.expect(b, items, s.accepted)
 	}
 	if err := w.letters.passed(ctx, b, s.taken); err != nil {
 		return err
@@ -275,11 +342,11 @@ func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []
 		return err
 	}
 	for _, n := range s.accepted {
-		if err := w.tracker.accept(ctx, b, part[n], outcomes[n].Tracking); err != nil {
+		if err := w.tracker.accept(ctx, b, items[n], outcomes[n].Tracking); err != nil {
 			return err
 		}
 	}
-	l.note(b, part, outcomes)
+	l.note(b, items, outcomes)
 	for _, i := range s.delivered {
 		w.settleItem(b, i)
 	}
@@ -290,8 +357,9 @@ func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []
 	w.countItems(b, s.overtaken, outcomeCoalesced)
 	l.separate(b, s.alone)
 	if len(s.retry) > 0 {
-		rest := part[:copy(part, s.retry)]
-		l.again(b, rest, s.after, "the vendor asks for items to be sent again", "")
+		rest := items[:copy(items, s.retry)]
+		l.again(b, rest, &sinks.RequestError{Reason: "the vendor asks for items to be sent again", After: s.after})
+		l.todo = append(l.todo, part{items: rest})
 		return nil
 	}
 	l.recovered()
@@ -302,7 +370,7 @@ func (l *lane) settleAs(ctx context.Context, b *batch, part []int32, outcomes []
 func (l *lane) separate(b *batch, items []int32) {
 	rest := slices.Clone(items)
 	for n := range slices.Backward(rest) {
-		l.todo = append(l.todo, rest[n:n+1:n+1])
+		l.todo = append(l.todo, part{items: rest[n : n+1 : n+1]})
 	}
 	l.worker.countItems(b, rest, outcomeRetried)
 }

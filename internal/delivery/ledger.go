@@ -19,17 +19,32 @@ type block struct {
 	commit time.Time // of its newest transaction, or when it was stored
 	letter *openLetter
 
-	data    []byte // until it is settled, since dead letters take their source row from it
+	data    []byte // until it is settled, or only held items are not, since dead letters take their source row from it
 	size    int64
 	pending atomic.Int64 // items that are not settled, and 1 while it is dispatched
-	done    bool         // guarded by ledger.mu
+	lifted  atomic.Int64 // of them, those that are held by themselves
 	ledger  *ledger
+
+	// The rest is guarded by ledger.mu.
+	done       bool
+	count      int    // blocks that this one stands for: those before it that are done, too
+	prev, next *block // in the ledger
 }
 
 // settle says that one more item is settled for good.
 func (b *block) settle() {
-	if b.pending.Add(-1) == 0 {
+	switch left := b.pending.Add(-1); left {
+	case 0:
 		b.ledger.settled(b)
+	case b.lifted.Load():
+		b.ledger.unload(b)
+	}
+}
+
+// lift says that one of the items that are not settled keeps what it needs by itself.
+func (b *block) lift() {
+	if b.lifted.Add(1) == b.pending.Load() {
+		b.ledger.unload(b)
 	}
 }
 
@@ -39,7 +54,9 @@ type ledger struct {
 	memory *memory
 
 	mu    sync.Mutex
-	queue []*block // not settled, oldest first
+	first *block // not settled, oldest first. Blocks that are done behind one that is not are merged, so that an item held for an hour
+	end   *block // costs nothing for what passes it.
+	open  int    // blocks in the list, those merged included
 	last  settledBlock
 }
 
@@ -55,9 +72,27 @@ func (l *ledger) begin(seq uint64, data []byte, footer cdc.Footer, commit time.T
 	b.pending.Store(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.queue = append(l.queue, b)
+	b.count, b.prev = 1, l.end
+	if l.end != nil {
+		l.end.next = b
+	} else {
+		l.first = b
+	}
+	l.end = b
+	l.open++
 	l.memory.add(b.size, 1)
 	return b
+}
+
+// unload lets go of the bytes of a block of which only held items are left.
+func (l *ledger) unload(b *block) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if b.done || b.data == nil {
+		return
+	}
+	l.memory.release(b.size, 0)
+	b.data, b.size = nil, 0
 }
 
 // beginLetter takes a letter's change. It settles nothing in the buffer.
@@ -73,30 +108,53 @@ func (l *ledger) settled(b *block) {
 	defer l.mu.Unlock()
 	b.done, b.data = true, nil
 	l.memory.release(b.size, 1)
-	n := 0
-	for n < len(l.queue) && l.queue[n].done {
-		n++
-	}
-	if n == 0 || b.letter != nil {
+	if b.letter != nil {
 		return
 	}
-	head := l.queue[n-1]
-	l.last = settledBlock{seq: head.seq, resume: max(head.resume, l.last.resume), commit: later(head.commit, l.last.commit)}
-	clear(l.queue[:n])
-	if l.queue = l.queue[n:]; len(l.queue) == 0 {
-		l.queue = nil
+	if b.prev != nil && b.prev.done {
+		l.merge(b.prev, b)
 	}
+	if b.next != nil && b.next.done {
+		l.merge(b, b.next)
+	}
+	head := l.first
+	if !head.done {
+		return
+	}
+	l.last = settledBlock{seq: head.seq, resume: max(head.resume, l.last.resume), commit: later(head.commit, l.last.commit)}
+	l.open -= head.count
+	l.unlink(head)
 	l.blocks.Settle(l.last.seq, l.last.resume) // under mu, so that seq never goes back
+}
+
+// merge makes a block that is done stand for the one before it, which is done too.
+func (l *ledger) merge(before, b *block) {
+	b.resume, b.commit, b.count = max(b.resume, before.resume), later(b.commit, before.commit), b.count+before.count
+	l.unlink(before)
+}
+
+func (l *ledger) unlink(b *block) {
+	if b.prev != nil {
+		b.prev.next = b.next
+	} else {
+		l.first = b.next
+	}
+	if b.next != nil {
+		b.next.prev = b.prev
+	} else {
+		l.end = b.prev
+	}
+	b.prev, b.next = nil, nil
 }
 
 // position is the last settled block, the commit time of the oldest that is not (zero when there is none), and their number.
 func (l *ledger) position() (last settledBlock, oldest time.Time, open int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.queue) > 0 {
-		oldest = l.queue[0].commit
+	if l.first != nil {
+		oldest = l.first.commit
 	}
-	return l.last, oldest, len(l.queue)
+	return l.last, oldest, l.open
 }
 
 // memory counts the bytes that wait for the vendor, and makes the dispatcher wait when they are too many.
@@ -105,6 +163,7 @@ type memory struct {
 	freed chan struct{} // size 1: something was released since the dispatcher last looked
 
 	used    atomic.Int64
+	held    atomic.Int64 // of items that are set aside, beside used
 	blocks  atomic.Int64
 	batches atomic.Int64 // in lanes
 }
@@ -138,14 +197,24 @@ func (m *memory) signal() {
 	}
 }
 
+// hold counts the bytes of items that are set aside.
+func (m *memory) hold(bytes int64) {
+	if m.held.Add(bytes); bytes < 0 {
+		m.signal()
+	}
+}
+
+// heldFull reports whether as much is set aside as may be: half of the limit. Then nothing more is read until something of it is decided.
+func (m *memory) heldFull() bool { return m.held.Load() > m.limit/2 }
+
 func (m *memory) full() bool {
-	return m.used.Load() > m.limit || m.blocks.Load() > maxBlocks
+	return m.used.Load() > m.limit || m.blocks.Load() > maxBlocks || m.heldFull()
 }
 
 // wait returns when there is room, or when only what the dispatcher itself holds takes room: one item may be larger than
 // the limit.
 func (m *memory) wait(ctx context.Context, stopped <-chan struct{}) error {
-	for m.full() && m.batches.Load() > 0 {
+	for m.heldFull() || m.full() && m.batches.Load() > 0 {
 		select {
 		case <-m.freed:
 		case <-stopped:

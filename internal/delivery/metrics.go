@@ -34,6 +34,7 @@ type metrics struct {
 	states          *prometheus.GaugeVec
 	confirmFailures prometheus.Counter
 	letters         prometheus.Counter
+	givenUp         prometheus.Counter
 	registerer      prometheus.Registerer
 }
 
@@ -63,9 +64,12 @@ func newMetrics(sink string, reg prometheus.Registerer) *metrics {
 		letters: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cdcsync_delivery_dead_letters_total", Help: "Dead letters parked.",
 		}),
+		givenUp: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cdcsync_delivery_given_up_total", Help: "Held items that became dead letters after retry.give_up.",
+		}),
 		registerer: reg,
 	}
-	reg.MustRegister(m.items, m.inFlight, m.window, m.states, m.confirmFailures, m.letters)
+	reg.MustRegister(m.items, m.inFlight, m.window, m.states, m.confirmFailures, m.letters, m.givenUp)
 	return m
 }
 
@@ -84,6 +88,10 @@ func (m *metrics) observe(w *Worker) {
 		func(s Status) float64 { return float64(s.PendingBytes) })
 	gauge("cdcsync_delivery_pending_blocks", "Blocks that are not settled.",
 		func(s Status) float64 { return float64(s.PendingBlocks) })
+	gauge("cdcsync_delivery_held", "Items that wait because one of their key fails while the vendor takes others, that one included.",
+		func(s Status) float64 { return float64(s.HeldItems) })
+	gauge("cdcsync_delivery_batch_items", "Items that a request may have: batch.items, less while the vendor does not answer so many in time.",
+		func(s Status) float64 { return float64(s.BatchItems) })
 	gauge("cdcsync_delivery_unconfirmed", "Accepted items that wait for the vendor's decision.",
 		func(s Status) float64 { return float64(s.Unconfirmed) })
 }

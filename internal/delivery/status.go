@@ -1,6 +1,8 @@
 package delivery
 
 import (
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -32,9 +34,12 @@ type Status struct {
 	DeliveredAt time.Time     // commit time of the newest settled transaction
 	Lag         time.Duration // age of the oldest transaction that is not settled; 0 when none is
 
-	InFlight      int // requests under way
-	Concurrency   int // requests that may be
-	Failures      int // requests in a row without an answer
+	InFlight      int        // requests under way
+	Concurrency   int        // requests that may be
+	BatchItems    int        // items that a request may have now; 0 when only its bytes are limited
+	HeldItems     int        // items set aside, those that wait behind others included
+	Held          []HeldItem // those that are tried, the first ten of each lane
+	Failures      int        // requests in a row without an answer
 	PendingBytes  int64
 	PendingBlocks int
 	Unconfirmed   int // accepted items that wait for the vendor's decision
@@ -72,4 +77,11 @@ func (g *gate) status(s *Status) {
 	defer g.mu.Unlock()
 	s.State, s.Reason, s.Answer, s.Since, s.NextAttempt = g.state, g.reason, g.answer, g.since, g.next()
 	s.InFlight, s.Concurrency, s.Failures = g.inFlight, int(g.window), g.consecutive
+	if s.BatchItems = g.size.fits(); s.BatchItems == 0 {
+		s.BatchItems = g.limit
+	}
+	for _, lane := range slices.Sorted(maps.Keys(g.held)) {
+		s.HeldItems += g.held[lane].items
+		s.Held = append(s.Held, g.held[lane].shown...)
+	}
 }

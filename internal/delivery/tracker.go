@@ -59,6 +59,7 @@ type tracker struct {
 	open     int                  // accepted and not decided
 	closed   bool
 	work     chan struct{} // size 1: for keep
+	pace     pace
 	ask      chan struct{} // size 1: for confirm
 	room     chan struct{} // size 1: for accept
 	end      chan struct{} // closed with closed
@@ -66,6 +67,25 @@ type tracker struct {
 	// recalled are the newest accepted positions by mapping and key, as the store had them at the start: what a restart brings
 	// again up to there is with the vendor already. Owned by the dispatcher after load.
 	recalled map[string]recalled
+}
+
+// pace is that of all questions together. While the vendor does not answer, one question at a time tries it. Guarded by tracker.mu.
+type pace struct {
+	failures int       // questions in a row that were not answered
+	until    time.Time // no question before
+	asking   int       // questions under way
+	answers  uint64
+
+	outage time.Duration // for how long questions have not been answered, in all
+	down   time.Time     // since when they are not
+}
+
+// missed is how long questions have not been answered so far.
+func (p *pace) missed() time.Duration {
+	if p.down.IsZero() {
+		return p.outage
+	}
+	return p.outage + time.Since(p.down)
 }
 
 // recalled are positions of streamed changes and of rows that a backfill read, whose order differs; zero means none.
@@ -85,6 +105,7 @@ type accepted struct {
 	blocks []*block
 	letter *openLetter
 	booked []uint64 // the hashes under which keys knows of it
+	lifted bool     // as the item's
 }
 
 func newTracker(w *Worker, confirmer Confirmer, store Tracks) *tracker {
@@ -112,7 +133,9 @@ func (t *tracker) load(ctx context.Context) error {
 			known.streamed = newer(known.streamed, item.Letter.Position)
 		}
 		t.recalled[key] = known
-		t.due = append(t.due, newConfirmation(&item))
+		c := newConfirmation(&item)
+		c.since = time.Now() // while nobody could ask, its time stood still
+		t.due = append(t.due, c)
 		t.stand(key, item.Letter.Position)
 		t.open++
 	}
@@ -206,7 +229,7 @@ func (t *tracker) accept(ctx context.Context, b *batch, i int32, tracking string
 	it := &b.items[i]
 	a := accepted{
 		item:   Tracked{Tracking: tracking, AcceptedAt: time.Now(), Letter: t.worker.letterOf(b, it)},
-		blocks: b.holders(it), letter: it.block.letter,
+		blocks: b.holders(it), letter: it.block.letter, lifted: it.lifted,
 	}
 	if it.booked {
 		a.booked = append(b.hashes(it), it.hash)
@@ -317,6 +340,9 @@ func (t *tracker) tracked(ctx context.Context, a *accepted) error {
 		w.keys.done(hash)
 	}
 	for _, b := range a.blocks {
+		if a.lifted {
+			b.lifted.Add(-1)
+		}
 		b.settle()
 	}
 	w.memory.batch(-1)
@@ -344,6 +370,9 @@ func (t *tracker) storeDecided(ctx context.Context, ids []string) error {
 func (t *tracker) plan(c *confirmation, wait time.Duration) {
 	c.at = time.Now().Add(wait)
 	t.mu.Lock()
+	if c.asked == 0 {
+		c.missed = t.pace.missed()
+	}
 	heap.Push(&t.due, c)
 	t.mu.Unlock()
 	poke(t.ask)
@@ -372,8 +401,9 @@ func (t *tracker) next(ctx context.Context) (*confirmation, error) {
 			return nil, nil
 		}
 		if len(t.due) > 0 {
-			if wait = time.Until(t.due[0].at); wait <= 0 {
+			if wait = t.wait(t.due[0].at); wait == 0 {
 				c := heap.Pop(&t.due).(*confirmation)
+				t.pace.asking++
 				t.mu.Unlock()
 				poke(t.ask) // another may be due for another goroutine
 				return c, nil
@@ -384,6 +414,42 @@ func (t *tracker) next(ctx context.Context) (*confirmation, error) {
 			return nil, err
 		}
 	}
+}
+
+// wait is how long to wait with a question that is due at a time; turn when another one has to be answered first. Called with mu held.
+func (t *tracker) wait(at time.Time) time.Duration {
+	at = later(later(at, t.pace.until), t.worker.account.free())
+	if wait := time.Until(at); wait > 0 {
+		return wait
+	}
+	if t.pace.failures > 0 && t.pace.asking > 0 {
+		return turn
+	}
+	return 0
+}
+
+// yield gives back a question whose turn has passed while it waited for the rate. It reports whether it did.
+func (t *tracker) yield(c *confirmation) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pace.asking--
+	if t.wait(time.Time{}) == 0 {
+		t.pace.asking++
+		return false
+	}
+	heap.Push(&t.due, c)
+	return true
+}
+
+// resume asks again at once.
+func (t *tracker) resume() {
+	t.mu.Lock()
+	t.pace.until = time.Time{}
+	if t.pace.failures > 0 && len(t.due) > 0 {
+		t.due[0].at = time.Time{}
+	}
+	t.mu.Unlock()
+	poke(t.ask)
 }
 
 func (t *tracker) idle(ctx context.Context, wait time.Duration) error {
@@ -405,12 +471,18 @@ func (t *tracker) idle(ctx context.Context, wait time.Duration) error {
 
 // decide asks about one item and acts on the answer.
 func (t *tracker) decide(ctx context.Context, c *confirmation) error {
-	outcome, err := t.question(ctx, c)
+	if err := t.slot(ctx); err != nil {
+		return err
+	}
+	if t.yield(c) {
+		return nil
+	}
+	outcome, err := t.confirmer.Confirm(ctx, c.tracking)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	c.asked++
-	undecided, after := t.heard(err)
+	undecided := t.heard(c, err)
 	switch {
 	case undecided: // no answer: it does not count against the item
 	case err == nil && outcome.Status == sinks.Delivered:
@@ -418,46 +490,110 @@ func (t *tracker) decide(ctx context.Context, c *confirmation) error {
 		return nil
 	case err == nil && outcome.Status == sinks.Rejected:
 		return t.reject(ctx, c, outcome)
-	case time.Since(c.acceptedAt) > t.worker.cfg.ConfirmTimeout:
+	case t.age(c) > t.worker.cfg.ConfirmTimeout:
 		reason := "not confirmed within " + t.worker.cfg.ConfirmTimeout.String() + " of its acceptance"
 		return t.reject(ctx, c, sinks.Outcome{Reason: reason})
 	}
 	wait := backoff.Range{Min: firstConfirm, Max: longestConfirm}.Delay(c.asked)
-	t.plan(c, max(wait, outcome.After, after))
+	t.plan(c, max(wait, min(outcome.After, t.worker.cfg.MaxWait)))
 	return nil
 }
 
-func (t *tracker) question(ctx context.Context, c *confirmation) (sinks.Outcome, error) {
+// slot waits for what the rates allow.
+func (t *tracker) slot(ctx context.Context) error {
 	if err := t.limiter.Wait(ctx); err != nil {
-		return sinks.Outcome{}, err
+		return err
 	}
 	if t.worker.limiter != nil {
-		if err := t.worker.limiter.Wait(ctx); err != nil {
-			return sinks.Outcome{}, err
-		}
+		return t.worker.limiter.Wait(ctx)
 	}
-	return t.confirmer.Confirm(ctx, c.tracking)
+	return nil
 }
 
-// heard shows in the sink's state whether confirmations are to be had. It says whether err leaves the item undecided for a
-// reason that is not the item's, and how long the vendor wants to be left alone.
-func (t *tracker) heard(err error) (undecided bool, after time.Duration) {
-	trouble := trouble{name: "confirm", what: "confirm accepted items"}
-	if err != nil {
-		failed := asRequestError(err)
-		after = failed.After
-		switch failed.Class {
-		case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized, sinks.ClassEndpoint:
-			trouble.blocks = failed.Class == sinks.ClassUnauthorized || failed.Class == sinks.ClassEndpoint
-			trouble.answer = failed.Answer
-			trouble.reason = trouble.what + ": " + failed.Error()
-			trouble.next = time.Now().Add(max(firstConfirm, after))
-			undecided = true
-		case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected: // about this item: asked again until its time is over
-		}
+// age is how long an item has waited while the vendor could be asked about it.
+func (t *tracker) age(c *confirmation) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return time.Since(c.since) - (t.pace.missed() - c.missed)
+}
+
+// heard makes the pace of all questions from what became of one, and shows in the sink's state whether confirmations are to be had. It reports
+// whether err leaves the item undecided for a reason that is not the item's: one that fails while others are answered has only itself to
+// blame.
+func (t *tracker) heard(c *confirmation, err error) (undecided bool) {
+	if err == nil {
+		t.answered()
+		t.worker.gate.troubled(trouble{name: "confirm"})
+		return false
 	}
-	t.worker.gate.troubled(trouble)
-	return undecided, after
+	failed := asRequestError(err)
+	switch failed.Class {
+	case sinks.ClassTooLarge, sinks.ClassBadRequest, sinks.ClassRejected: // about this item: asked again until its time is over
+		t.answered()
+		t.worker.gate.troubled(trouble{name: "confirm"})
+		return false
+	case sinks.ClassTransient, sinks.ClassThrottled, sinks.ClassUnauthorized, sinks.ClassEndpoint:
+	}
+	if t.ownFailure(c, failed) {
+		return false
+	}
+	after := min(failed.After, t.worker.cfg.MaxWait)
+	if after > 0 {
+		t.worker.account.leave(after)
+	}
+	if failed.Class == sinks.ClassThrottled {
+		t.worker.account.throttled(nil, 0)
+	}
+	const what = "confirm accepted items"
+	t.worker.gate.troubled(trouble{
+		name: "confirm", what: what, reason: what + ": " + failed.Error(), answer: failed.Answer, next: t.unanswered(after),
+		blocks: failed.Class == sinks.ClassUnauthorized || failed.Class == sinks.ClassEndpoint,
+	})
+	return true
+}
+
+// answered makes questions be asked freely again.
+func (t *tracker) answered() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pace.asking--
+	t.pace.answers++
+	t.pace.failures, t.pace.until = 0, time.Time{}
+	t.pace.outage, t.pace.down = t.pace.missed(), time.Time{}
+	poke(t.ask)
+}
+
+// unanswered makes all questions wait, and returns until when.
+func (t *tracker) unanswered(after time.Duration) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pace.asking--
+	t.pace.failures++
+	if t.pace.down.IsZero() {
+		t.pace.down = time.Now()
+	}
+	wait := max(after, backoff.Range{Min: firstConfirm, Max: longestConfirm}.Delay(t.pace.failures))
+	t.pace.until = later(t.pace.until, time.Now().Add(wait))
+	poke(t.ask)
+	return t.pace.until
+}
+
+// ownFailure reports whether questions about others have been answered since the first about this item failed.
+func (t *tracker) ownFailure(c *confirmation, failed *sinks.RequestError) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !blames(failed) {
+		return false
+	}
+	if own := c.failed && t.pace.answers > c.answers; own {
+		t.pace.asking--
+		poke(t.ask)
+		return true
+	}
+	if !c.failed {
+		c.failed, c.answers = true, t.pace.answers
+	}
+	return false
 }
 
 func (t *tracker) done(c *confirmation) {
@@ -529,14 +665,17 @@ type confirmation struct {
 	id, tracking string
 	key          string // mapping and key
 	pos          cdc.Position
-	acceptedAt   time.Time
-	at           time.Time // of the next question
+	since        time.Time     // its acceptance, or the start of the worker when that is later
+	missed       time.Duration // what the pace had missed by then
+	at           time.Time     // of the next question
 	asked        int
+	failed       bool   // a question about it was not answered
+	answers      uint64 // when the first was not
 }
 
 func newConfirmation(item *Tracked) *confirmation {
 	l := &item.Letter
-	return &confirmation{id: l.ItemID, tracking: item.Tracking, key: letterKey(l.Mapping, l.Key), pos: l.Position, acceptedAt: item.AcceptedAt}
+	return &confirmation{id: l.ItemID, tracking: item.Tracking, key: letterKey(l.Mapping, l.Key), pos: l.Position, since: item.AcceptedAt}
 }
 
 // dueQueue is a heap of confirmations by time.
