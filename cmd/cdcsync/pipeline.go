@@ -87,6 +87,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 func (p *pipeline) openSinks(ctx context.Context, skipMissed []string) error {
 	deps := sinks.Deps{Tokens: sinks.NewTokens(readBuild().Version, p.metrics, nil), Version: readBuild().Version, Registerer: p.metrics}
 	limiters := make(map[string]*rate.Limiter) // by account
+	accounts := make(map[string]*delivery.Account)
 	for i := range p.cfg.Sinks {
 		s := &p.cfg.Sinks[i]
 		sink, err := sinks.New(sinkConfig(s), deps)
@@ -99,12 +100,15 @@ func (p *pipeline) openSinks(ctx context.Context, skipMissed []string) error {
 			return err
 		}
 		p.cursors = append(p.cursors, cursor)
+		if accounts[s.Account] == nil {
+			accounts[s.Account] = new(delivery.Account)
+		}
 		if _, ok := limiters[s.Account]; !ok && s.Rate.Per > 0 {
 			limiters[s.Account] = rate.NewLimiter(rate.Limit(s.Rate.PerSecond()), max(1, s.Concurrency))
 		}
 		p.workers = append(p.workers, delivery.New(workerConfig(s), delivery.Deps{
 			Blocks: blocks{cursor}, Letters: letters{p.buffer, s.Name}, Tracks: tracks{p.buffer, s.Name}, Pauses: pauses{p.buffer, s.Name},
-			Source: source{p.reader}, Sink: sink, Mappings: templatesOf(p.templates, s.Name), Limiter: limiters[s.Account],
+			Source: source{p.reader}, Sink: sink, Mappings: templatesOf(p.templates, s.Name), Limiter: limiters[s.Account], Account: accounts[s.Account],
 			Logger: p.logger, Registerer: p.metrics,
 		}))
 	}
@@ -284,7 +288,10 @@ func workerConfig(s *config.Sink) delivery.Config {
 		Sink: s.Name, Type: string(s.Type),
 		Batch:          delivery.Batch{Items: s.Batch.Items, Bytes: int(s.Batch.Bytes), Wait: s.Batch.Wait},
 		Concurrency:    s.Concurrency,
-		Retry:          backoff.Range(s.Retry),
+		Retry:          backoff.Range{Min: s.Retry.Min, Max: s.Retry.Max},
+		MaxWait:        s.Retry.MaxWait,
+		GiveUp:         s.Retry.GiveUp,
+		Timeout:        s.Timeout,
 		DeadLetters:    s.DeadLetters.Limit,
 		ConfirmTimeout: s.ConfirmTimeout,
 		ConfirmRate:    s.Polls.PerSecond(),

@@ -57,8 +57,14 @@ func (w *window) sinkStatus(i int, s delivery.Status, stored cdc.LSN) admin.Sink
 	sink := admin.Sink{
 		Name: s.Sink, Type: s.Type, State: admin.SinkState(s.State), Reason: s.Reason, Answer: s.Answer, Since: s.Since, NextAttempt: s.NextAttempt,
 		Delivered: s.Delivered, DeliveredAt: s.DeliveredAt, LagSeconds: s.Lag.Seconds(),
-		InFlight: s.InFlight, Concurrency: s.Concurrency, Unconfirmed: s.Unconfirmed,
+		InFlight: s.InFlight, Concurrency: s.Concurrency, BatchItems: s.BatchItems, BatchLimit: s.BatchLimit, Unconfirmed: s.Unconfirmed, HeldItems: s.HeldItems,
 		Items: admin.Items(s.Items), DeadLetters: w.buffer.LetterCount(s.Sink, buffer.LetterOpen), Limit: w.cfg.Sinks[i].DeadLetters.Limit,
+	}
+	for _, h := range s.Held {
+		sink.Held = append(sink.Held, admin.HeldItem{
+			ID: h.ID, Mapping: h.Mapping, Key: shownKey(h.Key), Since: h.Since, Attempts: h.Attempts, NextAttempt: h.Next, Waiting: h.Waiting,
+			Reason: h.Reason, Answer: h.Answer,
+		})
 	}
 	if s.Delivered != 0 && stored > s.Delivered {
 		sink.LagBytes = int64(stored - s.Delivered)

@@ -85,16 +85,33 @@ type Sink struct {
 	Since       time.Time `json:"since,omitzero"`
 	NextAttempt time.Time `json:"next_attempt,omitzero"`
 
-	Delivered   cdc.LSN   `json:"delivered_lsn"`         // every change committed before it is settled
-	DeliveredAt time.Time `json:"delivered_at,omitzero"` // commit time of the newest settled change
-	LagBytes    int64     `json:"lag_bytes"`             // WAL between what is stored and what is settled
-	LagSeconds  float64   `json:"lag_seconds"`           // age of the oldest change that is not settled; 0 when none is
-	InFlight    int       `json:"in_flight"`             // requests under way
-	Concurrency int       `json:"concurrency,omitempty"` // requests that may be
-	Unconfirmed int       `json:"unconfirmed,omitempty"` // items that the vendor has accepted and not decided on
-	Items       Items     `json:"items"`                 // since the daemon began
-	DeadLetters int       `json:"dead_letters"`          // that wait for an operator
-	Limit       int       `json:"dead_letters_limit,omitempty"`
+	Delivered   cdc.LSN    `json:"delivered_lsn"`         // every change committed before it is settled
+	DeliveredAt time.Time  `json:"delivered_at,omitzero"` // commit time of the newest settled change
+	LagBytes    int64      `json:"lag_bytes"`             // WAL between what is stored and what is settled
+	LagSeconds  float64    `json:"lag_seconds"`           // age of the oldest change that is not settled; 0 when none is
+	InFlight    int        `json:"in_flight"`             // requests under way
+	Concurrency int        `json:"concurrency,omitempty"` // requests that may be
+	BatchItems  int        `json:"batch_items,omitempty"` // items that a request may have now
+	BatchLimit  int        `json:"batch_items_limit,omitempty"`
+	HeldItems   int        `json:"held_items,omitempty"`  // set aside, since one of their key fails while others are taken; that one included
+	Held        []HeldItem `json:"held,omitempty"`        // those that fail, at most ten of each lane
+	Unconfirmed int        `json:"unconfirmed,omitempty"` // items that the vendor has accepted and not decided on
+	Items       Items      `json:"items"`                 // since the daemon began
+	DeadLetters int        `json:"dead_letters"`          // that wait for an operator
+	Limit       int        `json:"dead_letters_limit,omitempty"`
+}
+
+// HeldItem is an item that fails alone while its sink goes on.
+type HeldItem struct {
+	ID          string    `json:"id"`
+	Mapping     string    `json:"mapping"`
+	Key         string    `json:"key"`
+	Since       time.Time `json:"since"`
+	Attempts    int       `json:"attempts"`
+	NextAttempt time.Time `json:"next_attempt,omitzero"`
+	Waiting     int       `json:"waiting,omitempty"` // newer items of its key
+	Reason      string    `json:"reason"`
+	Answer      string    `json:"answer,omitempty"` // how the vendor's answer begins; it may quote a row
 }
 
 // Items counts what became of the items of a sink since the daemon began.

@@ -67,11 +67,30 @@ func (s *Status) sinkTable(b *strings.Builder, now time.Time) {
 	}
 	_ = table.Flush() // b takes everything
 	for i := range s.Sinks {
-		if sink := &s.Sinks[i]; sink.Reason != "" {
+		sink := &s.Sinks[i]
+		if sink.Reason != "" {
 			fmt.Fprintf(b, "  %s is %s%s: %s%s\n", sink.Name, sink.State, since(sink.Since, now), terminal.Line(sink.Reason), next(sink.NextAttempt, now))
 			if sink.Answer != "" {
 				fmt.Fprintf(b, "    the answer begins: %s\n", terminal.Line(sink.Answer))
 			}
+		}
+		if sink.BatchItems < sink.BatchLimit {
+			fmt.Fprintf(b, "  %s: %d items a request now, of %d: more are not answered in time\n", sink.Name, sink.BatchItems, sink.BatchLimit)
+		}
+		sink.heldItems(b, now)
+	}
+}
+
+// heldItems lists the items that fail alone.
+func (s *Sink) heldItems(b *strings.Builder, now time.Time) {
+	if s.HeldItems > 0 {
+		fmt.Fprintf(b, "  %s holds %d items that fail alone, or wait for one that does\n", s.Name, s.HeldItems)
+	}
+	for i := range s.Held {
+		h := &s.Held[i]
+		fmt.Fprintf(b, "    %s, key %s%s: %d attempts, %s%s\n", h.Mapping, terminal.Line(h.Key), since(h.Since, now), h.Attempts, oneLine(h.Reason), next(h.NextAttempt, now))
+		if h.Answer != "" {
+			fmt.Fprintf(b, "      the answer begins: %s\n", terminal.Line(h.Answer))
 		}
 	}
 }

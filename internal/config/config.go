@@ -174,9 +174,11 @@ type Batch struct {
 	Wait  time.Duration // an idle lane waits so long for more; 0 sends at once
 }
 
-// Retry is the exponential back-off between attempts of one request.
+// Retry is the exponential back-off between attempts of one request, and its limits.
 type Retry struct {
 	Min, Max time.Duration
+	MaxWait  time.Duration // a longer Retry-After is not heeded
+	GiveUp   time.Duration // after which an item that fails while others are taken becomes a dead letter
 }
 
 // DeadLetters bounds what a sink may set aside.

@@ -290,7 +290,7 @@ func (s typedSink) engineKeys() []key {
 			fallback: "30s", // slow answers of a batch take seconds; a dead connection costs a lane no more than this
 			doc:      "For one request, from connecting to the last byte of the answer.",
 		},
-		{name: "retry", value: sectionValue{&s.Retry}, doc: "The pause between attempts of one request. There is no limit to their number."},
+		{name: "retry", value: sectionValue{&s.Retry}, doc: "The pause between attempts of one request. There is no limit to their number, unless one item fails while others are taken."},
 		{name: "dead_letters", value: sectionValue{&s.DeadLetters}, doc: "Items that the vendor will not take."},
 	}
 }
@@ -350,6 +350,17 @@ func (r *Retry) keys() []key {
 			name: "max", value: duration(&r.Max, time.Millisecond),
 			fallback: "1m", // a vendor that is back is found within a minute
 			doc:      "The longest pause.",
+		},
+		{
+			name: "max_wait", value: duration(&r.MaxWait, time.Second),
+			fallback: "15m", // longer than limits by the minute, short enough for a slip of the vendor's to do no harm
+			doc:      "The longest `Retry-After` that is heeded. `cdcsync resume` tries at once.",
+		},
+		{
+			name: "give_up", value: duration(&r.GiveUp, time.Second),
+			fallback: "1h", // a deployment of the vendor's that fails for some items is noticed and undone within it
+			doc: "How long an item may fail by itself, while the vendor takes others, before it becomes a dead letter; at least ten attempts. " +
+				"An outage, in which nothing is taken, never makes one.",
 		},
 	}
 }

@@ -94,7 +94,7 @@ func TestDefaults(t *testing.T) {
 		Sinks: []Sink{{
 			Name: "crm", Type: StopChurn, URL: "https://crm.example.com", APIKey: secret.New("key"),
 			Batch: Batch{Items: 500, Bytes: 1 << 20}, Concurrency: 2, Account: "crm", Timeout: 30 * time.Second,
-			Retry: Retry{Min: 500 * time.Millisecond, Max: time.Minute}, DeadLetters: DeadLetters{Limit: 1000},
+			Retry: Retry{Min: 500 * time.Millisecond, Max: time.Minute, MaxWait: 15 * time.Minute, GiveUp: time.Hour}, DeadLetters: DeadLetters{Limit: 1000},
 		}},
 		Mappings: []Mapping{{
 			File: "config.yaml", Path: "mappings[0]", Line: 6, Name: "public.users:crm",

@@ -37,6 +37,7 @@ type Status struct {
 	InFlight      int        // requests under way
 	Concurrency   int        // requests that may be
 	BatchItems    int        // items that a request may have now; 0 when only its bytes are limited
+	BatchLimit    int        // items that it may have at most; 0 when only its bytes are limited
 	HeldItems     int        // items set aside, those that wait behind others included
 	Held          []HeldItem // those that are tried, the first ten of each lane
 	Failures      int        // requests in a row without an answer
@@ -77,6 +78,7 @@ func (g *gate) status(s *Status) {
 	defer g.mu.Unlock()
 	s.State, s.Reason, s.Answer, s.Since, s.NextAttempt = g.state, g.reason, g.answer, g.since, g.next()
 	s.InFlight, s.Concurrency, s.Failures = g.inFlight, int(g.window), g.consecutive
+	s.BatchLimit = g.limit
 	if s.BatchItems = g.size.fits(); s.BatchItems == 0 {
 		s.BatchItems = g.limit
 	}
