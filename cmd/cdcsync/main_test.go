@@ -71,6 +71,9 @@ func TestSinkDefaults(t *testing.T) {
 		if !ok {
 			continue
 		}
+		if path := config.EndpointPath(typ); path == "" || path != sinks.Path(string(typ)) {
+			t.Errorf("%s: the configuration knows the path %q", typ, path)
+		}
 		items, concurrency := config.Defaults(typ)
 		if items != spec.BatchItems || concurrency != spec.Concurrency {
 			t.Errorf("%s: the configuration has %d items and %d lanes, the sink %d and %d", typ, items, concurrency, spec.BatchItems, spec.Concurrency)

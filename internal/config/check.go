@@ -85,6 +85,28 @@ func (c *checker) sink(s *Sink) {
 			c.doubtful(c.config.File, path+"."+key, "credentials and personal data travel unencrypted", "use https")
 		}
 	}
+	if twice := overlap(s.URL, EndpointPath(s.Type)); twice != "" {
+		c.doubtful(c.config.File, path+".url", fmt.Sprintf("ends with %s, which the endpoint's own path %s begins with", twice, EndpointPath(s.Type)),
+			"leave it out, unless a gateway wants it twice")
+	}
+}
+
+// EndpointPath is what a sink of a type adds to its url; empty for an unknown type.
+func EndpointPath(t SinkType) string { return sinkDefaults[t].path }
+
+// overlap is the end of a url's path that is the beginning of the endpoint's, or all of it; empty when there is none.
+func overlap(address, endpoint string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	given, path := strings.ToLower(strings.TrimRight(u.Path, "/")), strings.ToLower(endpoint)
+	for end := len(path); end > 0; end = strings.LastIndexByte(path[:end], '/') {
+		if strings.HasSuffix(given, path[:end]) {
+			return endpoint[:end]
+		}
+	}
+	return ""
 }
 
 // accounts gives the sinks of one account its rate.

@@ -188,15 +188,16 @@ func typeNames(types []SinkType) []string {
 var sinkDefaults = map[SinkType]struct {
 	items, most int // in a request; the most that may be configured
 	concurrency int
+	path        string // of the endpoint, below url
 }{
 	// 500 rows of 600 bytes are 300 kB a request. Two lanes: the vendor works on one batch while the other travels.
-	StopChurn: {items: 500, most: 10_000, concurrency: 2},
+	StopChurn: {items: 500, most: 10_000, concurrency: 2, path: "/client-data/update"},
 	// The endpoint takes one item. 8 lanes at 50 ms a request are 160 items a second.
-	FanbaseQueue: {items: 1, most: 1, concurrency: 8},
+	FanbaseQueue: {items: 1, most: 1, concurrency: 8, path: "/api/v1/integration/queue"},
 	// A fan with documents, address and memberships is about 2 kB, so that 50 are 100 kB, and each is registered while we wait.
-	FanbaseBatch: {items: 50, most: 1_000, concurrency: 2},
+	FanbaseBatch: {items: 50, most: 1_000, concurrency: 2, path: "/api/v2/IF_ID_Batch"},
 	// The vendor's limit.
-	FanaticsApprovals: {items: 200, most: 200, concurrency: 2},
+	FanaticsApprovals: {items: 200, most: 200, concurrency: 2, path: "/v2/tier-points/accounts"},
 }
 
 // Defaults are how many items a request and how many lanes a sink of the type has unless the file says otherwise.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -50,7 +49,7 @@ func newCaller(cfg Config, deps Deps, auth authorizer) (*caller, error) {
 	}
 	transport := deps.Transport
 	if transport == nil {
-		transport = newTransport(cfg.Concurrency)
+		transport = newConnections(cfg.Concurrency)
 	}
 	return &caller{
 		name: cfg.Name, base: base, auth: auth, timeout: cfg.Timeout, agent: userAgent(deps.Version),
@@ -71,30 +70,6 @@ func parseURL(raw string) (*url.URL, error) {
 		return nil, errors.New("must not hold a user or password")
 	}
 	return u, nil
-}
-
-// newTransport keeps as many connections as requests are made at a time, so that none is dialled in vain.
-func newTransport(concurrency int) *http.Transport {
-	const buffer = 64 << 10 // of a connection: a request of 1 MiB in 16 writes and not in 256
-	return &http.Transport{
-		Proxy:               proxy,
-		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSHandshakeTimeout: 10 * time.Second,
-		MaxIdleConnsPerHost: concurrency + 1, // one more for Confirm and Check
-		IdleConnTimeout:     90 * time.Second,
-		ForceAttemptHTTP2:   true,
-		DisableCompression:  true, // answers are small
-		WriteBufferSize:     buffer,
-	}
-}
-
-// proxy is the environment's, whose address may hold a password that the standard error would quote.
-func proxy(req *http.Request) (*url.URL, error) {
-	address, err := http.ProxyFromEnvironment(req)
-	if err != nil {
-		return nil, errors.New("the proxy's address in the environment is not a URL")
-	}
-	return address, nil
 }
 
 func userAgent(version string) string { return "cdcsync/" + version }
@@ -171,8 +146,12 @@ func (c *caller) attempt(ctx context.Context, method, path string, header http.H
 		return nil, ctx.Err()
 	}
 	if err != nil {
+		renew(c.transport)
 		c.metrics.requests.WithLabelValues(c.name, statusLabel(0)).Inc()
 		return nil, c.noAnswer(err)
+	}
+	if got.cut != nil {
+		renew(c.transport)
 	}
 	c.metrics.requests.WithLabelValues(c.name, statusLabel(got.status)).Inc()
 	return got, nil

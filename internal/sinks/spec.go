@@ -66,3 +66,18 @@ func (c *Config) Spec() (spec Spec, ok bool) {
 	}
 	return spec, ok
 }
+
+// Path is that of the endpoint, which is joined to a sink's url; empty for an unknown type.
+func Path(typ string) string {
+	switch typ {
+	case TypeStopChurn:
+		return stopChurnPath
+	case TypeFanbaseQueue:
+		return fanbaseQueuePath
+	case TypeFanbaseBatch:
+		return fanbaseBatchPath
+	case TypeFanatics:
+		return fanaticsPath
+	}
+	return ""
+}

@@ -30,7 +30,7 @@ type Tokens struct {
 // NewTokens makes no request. A nil transport means connections of its own.
 func NewTokens(version string, reg prometheus.Registerer, transport http.RoundTripper) *Tokens {
 	if transport == nil {
-		transport = newTransport(1)
+		transport = newConnections(1)
 	}
 	return &Tokens{agent: userAgent(version), transport: transport, metrics: newMetrics(reg), sources: map[tokenClient]*tokenSource{}}
 }
@@ -165,6 +165,7 @@ func (s *tokenSource) fetch(ctx context.Context) (token, error) {
 		err = got.cut
 	}
 	if err != nil {
+		renew(s.tokens.transport)
 		s.tokens.metrics.tokens.WithLabelValues(statusLabel(0)).Inc()
 		return token{}, fromTokenService(transient(err, s.redact))
 	}
