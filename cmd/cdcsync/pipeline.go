@@ -148,6 +148,7 @@ func (p *pipeline) Run(ctx context.Context) error {
 	window.Go(func(context.Context) error { p.advise(ctx); return nil })
 	window.Go(func(context.Context) error { p.watchLag(ctx); return nil })
 	window.Go(func(context.Context) error { p.initial(ctx); return nil })
+	window.Go(func(context.Context) error { return p.watchBuffer(ctx, stop) })
 
 	p.logger.InfoContext(ctx, "started", "version", readBuild().Version, "admin", p.listener.Addr().String(), "sinks", len(p.sinks), "mappings", len(p.templates))
 	err := p.stream.Run(ctx)
@@ -159,6 +160,17 @@ func (p *pipeline) Run(ctx context.Context) error {
 	p.close(ctx)
 	p.logger.InfoContext(ctx, "stopped")
 	return err
+}
+
+// watchBuffer stops everything when the buffer's folder is gone: nothing can be stored any more, and the start says what is lost.
+func (p *pipeline) watchBuffer(ctx context.Context, stop context.CancelFunc) error {
+	select {
+	case <-p.buffer.Lost():
+		stop()
+		return errors.New(p.buffer.Health())
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // drain lets requests in flight end, so that a start after it repeats nothing.

@@ -48,7 +48,9 @@ func (a *app) recover(ctx context.Context, yes bool) (err error) {
 		return err
 	}
 	logger := a.newLogger(cfg.Log)
-	b, err := buffer.Open(ctx, bufferConfig(cfg), logger, nil)
+	opening := bufferConfig(cfg)
+	opening.Repair = yes
+	b, err := buffer.Open(ctx, opening, logger, nil)
 	if err != nil {
 		return fmt.Errorf("buffer: %w", err)
 	}

@@ -50,7 +50,10 @@ func (w *window) sourceStatus() admin.Source {
 
 func (w *window) bufferStatus() admin.Buffer {
 	s := w.buffer.Stats()
-	return admin.Buffer{Bytes: int64(s.Bytes), MaxBytes: s.MaxBytes, Blocks: s.Messages, Full: !s.FullSince.IsZero(), Reason: s.FullReason}
+	return admin.Buffer{
+		Bytes: int64(s.Bytes), MaxBytes: s.MaxBytes, Blocks: s.Messages, Full: !s.FullSince.IsZero(), Reason: s.FullDetail,
+		Problem: w.buffer.Health(),
+	}
 }
 
 func (w *window) sinkStatus(i int, s delivery.Status, stored cdc.LSN) admin.Sink {

@@ -60,7 +60,9 @@ type Buffer struct {
 	MaxBytes int64  `json:"max_bytes"` // 0: no limit
 	Blocks   uint64 `json:"blocks"`
 	Full     bool   `json:"full"`             // capture waits for room
-	Reason   string `json:"reason,omitempty"` // what is full: max_size, disk, account
+	Reason   string `json:"reason,omitempty"` // what is full: max_size, disk with its numbers, account
+	// Problem says what keeps the buffer from storing or reading, other than that it is full; empty when nothing does.
+	Problem string `json:"problem,omitempty"`
 }
 
 // SinkState is what the delivery to a sink does.
@@ -131,7 +133,12 @@ func (s *Status) Unready() []string {
 	if s.Source.State != SourceStreaming && s.Source.State != SourceFull {
 		reasons = append(reasons, because("source is "+plain(s.Source.State), s.Source.Reason))
 	}
-	if s.Buffer.Full || s.Source.State == SourceFull {
+	switch {
+	case s.Buffer.Problem != "":
+		reasons = append(reasons, "buffer: "+s.Buffer.Problem)
+	case s.Buffer.Full && strings.HasPrefix(s.Buffer.Reason, "disk"):
+		reasons = append(reasons, because("buffer is full", s.Buffer.Reason)+": capture waits until the disk has room")
+	case s.Buffer.Full || s.Source.State == SourceFull:
 		reasons = append(reasons, because("buffer is full", s.Buffer.Reason)+": capture waits until the slowest sink has delivered")
 	}
 	for _, sink := range s.Sinks {

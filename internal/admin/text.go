@@ -54,6 +54,9 @@ func (s *Status) buffer(b *strings.Builder) {
 		full = ", FULL"
 	}
 	fmt.Fprintf(b, "Buffer   %s%s in %s blocks%s\n", size(s.Buffer.Bytes), limit, count(s.Buffer.Blocks), full)
+	if s.Buffer.Problem != "" {
+		fmt.Fprintf(b, "         %s\n", terminal.Line(s.Buffer.Problem))
+	}
 }
 
 func (s *Status) sinkTable(b *strings.Builder, now time.Time) {

@@ -26,6 +26,7 @@ type tail struct {
 type full struct {
 	since  time.Time // zero when it does not
 	reason string
+	disk   string // for reasonDisk: a clause with the numbers
 }
 
 // The header by which a writer knows its own block again when an acknowledgement was lost.
@@ -43,6 +44,9 @@ func (b *Buffer) Tail(ctx context.Context) (footer cdc.Footer, ok bool, err erro
 	b.appending.Lock()
 	defer b.appending.Unlock()
 	b.tail.known = false
+	if err := b.folder.intact(); err != nil {
+		return cdc.Footer{}, false, err
+	}
 	info, err := b.streamInfo(ctx, b.names.blocks)
 	if err != nil {
 		return cdc.Footer{}, false, err
@@ -66,8 +70,8 @@ func (b *Buffer) Tail(ctx context.Context) (footer cdc.Footer, ok bool, err erro
 	if b.stored.end != end {
 		b.recent.clear()
 	}
-	b.stored.end, b.stored.endFirst, b.stored.endResume = end, first, footer.Resume.End
-	b.stored.first, b.stored.messages, b.stored.bytes = state.FirstSeq, state.Msgs, state.Bytes
+	b.stored.setEnd(end, first, footer.Resume)
+	b.stored.first, b.stored.messages, b.stored.bytes, b.stored.last = state.FirstSeq, state.Msgs, state.Bytes, state.LastSeq
 	broadcast(&b.appended)
 	return footer, ok, nil
 }
@@ -132,6 +136,9 @@ func (b *Buffer) Append(ctx context.Context, block []byte) error {
 	b.tail.known = false
 	first, end, err := b.appendParts(ctx, block)
 	b.setFull("")
+	if err == nil {
+		err = b.folder.intact() // what is written to a file that was deleted succeeds, and is lost
+	}
 	if err != nil {
 		return fmt.Errorf("append block: %w", err)
 	}
@@ -145,7 +152,8 @@ func (b *Buffer) Append(ctx context.Context, block []byte) error {
 	} else {
 		b.recent.clear()
 	}
-	b.stored.end, b.stored.endFirst, b.stored.endResume = end, first, footer.Resume.End
+	b.tables.note(end, block)
+	b.stored.setEnd(end, first, footer.Resume)
 	b.stored.messages += end - first + 1
 	b.stored.bytes += uint64(len(block)) + (end-first+1)*recordBytes
 	b.stored.lastAppend = time.Now()
@@ -155,6 +163,9 @@ func (b *Buffer) Append(ctx context.Context, block []byte) error {
 
 // appendParts stores the block's messages, and returns the first and the last sequence.
 func (b *Buffer) appendParts(ctx context.Context, block []byte) (first, end uint64, err error) {
+	if err := b.folder.intact(); err != nil {
+		return 0, 0, err
+	}
 	if err := b.removeOrphans(ctx); err != nil {
 		return 0, 0, err
 	}
@@ -164,8 +175,11 @@ func (b *Buffer) appendParts(ctx context.Context, block []byte) (first, end uint
 	}
 	b.tail.count++
 	id := b.writer + "." + strconv.FormatUint(b.tail.count, 10)
+	b.mu.Lock()
+	before := link{b.stored.end, b.stored.endReach}.String()
+	b.mu.Unlock()
 	for i, data := range parts {
-		m := &nats.Msg{Subject: b.names.blockSubject, Data: data, Header: nats.Header{idHeader: {id}}}
+		m := &nats.Msg{Subject: b.names.blockSubject, Data: data, Header: nats.Header{idHeader: {id}, linkHeader: {before}}}
 		if len(parts) > 1 {
 			m.Header[partHeader] = []string{part{i + 1, len(parts)}.String()}
 		}
@@ -203,7 +217,9 @@ func (b *Buffer) publishPart(ctx context.Context, m *nats.Msg, id string, size i
 			if err := b.awaitTrim(ctx, fullReason(err), size); err != nil {
 				return err
 			}
-		case isTransient(err):
+		case errors.Is(err, errWentBack):
+			return err
+		case b.isTransient(err):
 			if waits.tell() {
 				b.logger.Warn("block will be stored again", "err", err)
 			}
@@ -236,9 +252,17 @@ func (b *Buffer) ownSequence(ctx context.Context, seq uint64, id string) (uint64
 		return 0, err
 	case info.State.LastSeq >= seq:
 		return 0, ErrConflict // stored by somebody, and removed
+	case b.folder != nil && info.State.LastSeq < seq-1:
+		return 0, errWentBack // it was opened again after a failure to write, and what was being written is damaged
+	}
+	if b.folder != nil { // a damaged file was cut off while it was read, which the stream above the store has not noticed
+		b.storeFailed("critical write error: malformed or corrupt messages at the end of " + b.names.blocks)
 	}
 	return 0, nats.ErrTimeout // a replicated stream counts what is on its way: ask again
 }
+
+// errWentBack says that the store has lost its end while it was being written to: the caller asks Tail for it, and goes on from there.
+var errWentBack = errors.New("the store has lost its newest messages")
 
 func isWrongSequence(err error) bool {
 	var api *jetstream.APIError
@@ -283,6 +307,9 @@ func (b *Buffer) awaitRoom(ctx context.Context, size, parts int) error {
 		if free >= need+diskReserve {
 			break
 		}
+		b.mu.Lock()
+		b.full.disk = b.diskFull(free)
+		b.mu.Unlock()
 		if err := b.awaitTrim(ctx, reasonDisk, size); err != nil {
 			return err
 		}
@@ -327,6 +354,14 @@ func (b *Buffer) awaitTrim(ctx context.Context, reason string, size int) error {
 	return nil
 }
 
+// explain is the reason with its numbers, where it has some.
+func (f *full) explain(reason string) string {
+	if reason == reasonDisk && f.disk != "" {
+		return reason + ": " + f.disk
+	}
+	return reason
+}
+
 // setFull records why appending waits; empty means that it does not.
 func (b *Buffer) setFull(reason string) {
 	b.mu.Lock()
@@ -336,7 +371,7 @@ func (b *Buffer) setFull(reason string) {
 		b.logger.Info("buffer has room again", "waited", time.Since(b.full.since).Round(time.Millisecond))
 		b.full = full{}
 	case reason != "" && b.full.reason == "":
-		b.logger.Warn("buffer is full, capture waits", "reason", reason, "bytes", b.stored.bytes, "max_bytes", b.cfg.MaxSize)
+		b.logger.Warn("buffer is full, capture waits", "reason", b.full.explain(reason), "bytes", b.stored.bytes, "max_bytes", b.cfg.MaxSize)
 		b.full.since = time.Now()
 		b.full.reason = reason
 	case reason != "":

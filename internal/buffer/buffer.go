@@ -16,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
@@ -38,6 +37,9 @@ type Config struct {
 	MaxSize int64
 	// Sinks are the configured sinks. Only they hold blocks; one that was never seen begins at the end of what is stored.
 	Sinks []string
+	// Repair lets Open go on where it refuses since cursors or values were lost: what is not known of a sink's cursor begins at
+	// the first stored block, so that everything stored is delivered again, and what else is lost becomes a gap.
+	Repair bool
 }
 
 // NATSConfig reaches an external cluster, of NATS 2.11 or newer.
@@ -88,15 +90,18 @@ type Buffer struct {
 	metrics *metrics
 	writer  string // distinguishes the blocks of this Buffer from those of any other
 
-	dir    *os.File               // the locked folder; nil with an external cluster
-	server *server.Server         // nil with an external cluster
-	space  func() (uint64, error) // bytes that are free on the folder's disk; nil with an external cluster
-	write  *nats.Conn             // publishes and asks the API
-	read   *nats.Conn             // reads: the server answers reads in a connection's read loop, where they would hold up writes
-	js     jetstream.JetStream
-	values jetstream.KeyValue
-	loops  conc.WaitGroup
-	stop   context.CancelFunc // ends the loops
+	dir      *os.File // the lock file of the folder; nil with an external cluster
+	embedded embedded
+	folder   *folder                // nil with an external cluster
+	space    func() (uint64, error) // bytes that are free on the folder's disk; nil with an external cluster
+	health   health
+	census   census
+	write    *nats.Conn // publishes and asks the API
+	read     *nats.Conn // reads: the server answers reads in a connection's read loop, where they would hold up writes
+	js       jetstream.JetStream
+	values   jetstream.KeyValue
+	loops    conc.WaitGroup
+	stop     context.CancelFunc // ends the loops
 
 	appending sync.Mutex // one Append or Tail at a time
 	tail      tail       // guarded by appending
@@ -105,6 +110,7 @@ type Buffer struct {
 	stored   stored
 	recent   recent
 	full     full
+	tables   tables
 	appended chan struct{} // closed and replaced when a block has been stored
 	trimmed  chan struct{} // closed and replaced when room has been made
 
@@ -120,10 +126,17 @@ type stored struct {
 	end        uint64 // sequence of the last whole block
 	endFirst   uint64 // sequence of its first part
 	endResume  cdc.LSN
-	first      uint64 // first sequence in the stream
+	endReach   cdc.LSN // the newest LSN of which it has anything: the commit of a transaction that is open at its end, too
+	first      uint64  // first sequence in the stream
+	last       uint64  // last sequence that the stream had when Tail read it
 	messages   uint64
 	bytes      uint64 // approximate between two trims
 	lastAppend time.Time
+}
+
+// setEnd notes which block is the last.
+func (s *stored) setEnd(end, first uint64, resume cdc.Resume) {
+	s.end, s.endFirst, s.endResume, s.endReach = end, first, resume.End, max(resume.End, resume.Open)
 }
 
 // names are those of the streams and their subjects.
@@ -169,8 +182,14 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, reg prometheus.R
 	b.cursors.init()
 	b.letters.init()
 	b.tracked.init()
+	b.health.init()
+	b.census.init()
+	loops, stop := context.WithCancel(context.WithoutCancel(ctx))
+	b.stop = stop
 	defer func() {
 		if err != nil {
+			b.stop()
+			b.loops.Wait()
 			b.release()
 		}
 	}()
@@ -180,19 +199,23 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, reg prometheus.R
 	if err := b.connect(ctx); err != nil {
 		return nil, err
 	}
+	if b.folder != nil {
+		b.loops.Go(func() { b.watch(loops) })
+	}
 	if err := b.createStreams(ctx); err != nil {
 		return nil, fmt.Errorf("open buffer: %w", err)
 	}
+	b.folder.streamsMade()
 	if _, _, err := b.Tail(ctx); err != nil {
 		return nil, fmt.Errorf("open buffer: %w", err)
 	}
-	for _, load := range []func(context.Context) error{b.loadCursors, b.loadLetters, b.loadTracked, b.loadGaps} {
+	b.readCensus()
+	for _, load := range []func(context.Context) error{b.loadNames, b.loadGaps, b.loadTables, b.loadCursors, b.recordLostValues, b.loadLetters, b.loadTracked} {
 		if err := load(ctx); err != nil {
 			return nil, fmt.Errorf("open buffer: %w", err)
 		}
 	}
-	loops, stop := context.WithCancel(context.WithoutCancel(ctx))
-	b.stop = stop
+	b.census.ready()
 	b.loops.Go(func() { b.writeCursors(loops) })
 	b.loops.Go(func() { b.writeTracked(loops) })
 	b.loops.Go(func() { b.trimSettled(loops) })
@@ -203,8 +226,10 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, reg prometheus.R
 // Nothing else may be called during or after it.
 func (b *Buffer) Close(ctx context.Context) error {
 	err := errors.Join(b.flushCursors(ctx), b.flushTracked(ctx))
+	b.saveTables(ctx)
 	b.stop()
 	b.loops.Wait()
+	b.saveCensus()
 	b.release()
 	if err != nil {
 		return fmt.Errorf("close buffer: %w", err)
@@ -222,10 +247,7 @@ func (b *Buffer) release() {
 			conn.Close()
 		}
 	}
-	if b.server != nil {
-		b.server.Shutdown()
-		b.server.WaitForShutdown()
-	}
+	b.embedded.stop()
 	if b.dir != nil {
 		b.dir.Close() // gives the lock back
 	}

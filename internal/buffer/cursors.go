@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -18,6 +19,8 @@ type cursor struct {
 	Seq    uint64    `json:"seq"`    // of the last settled block
 	Resume cdc.LSN   `json:"resume"` // its end: what the slot may be moved to as far as this sink goes
 	At     time.Time `json:"at"`
+	// Away is since when the sink is known not to be configured: only then may blocks be trimmed that it has not settled.
+	Away time.Time `json:"away,omitzero"`
 }
 
 // cursors are all sinks' cursors, those of sinks that are not configured at present too. They are one value of the bucket,
@@ -45,27 +48,138 @@ func (c *cursors) init() {
 	c.dirty, c.hurry, c.progress = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 }
 
-// loadCursors reads the cursors and gives each configured sink that has none one at the end of what is stored.
+// loadCursors reads the cursors and gives each configured sink that was never seen one at the end of what is stored. That the
+// cursors were lost is told apart: where there are blocks there are cursors, and an embedded store has a copy in its census.
 func (b *Buffer) loadCursors(ctx context.Context) error {
 	if err := b.readCursors(ctx); err != nil {
 		return err
 	}
+	found := b.cursors.revision > 0
+	ever := b.stored.last > 0 || b.census.was.End > 0
+	if err := b.refuseLost(found, ever); err != nil {
+		return err
+	}
+	if !found && ever {
+		b.census.lost = append(b.census.lost, cursorsKey)
+	}
 	b.mu.Lock()
-	fresh := false
-	for _, sink := range b.cfg.Sinks {
-		if _, ok := b.cursors.now[sink]; !ok {
-			b.cursors.now[sink] = cursor{Seq: b.stored.end, Resume: b.stored.endResume, At: time.Now().UTC()}
-			fresh = true
+	changed := !found
+	for sink, copied := range b.census.was.Cursors {
+		if at, ok := b.cursors.now[sink]; !ok || copied.Seq > at.Seq { // the record is older than it should be, or gone
+			b.cursors.now[sink], changed = copied, true
 		}
 	}
-	if fresh {
+	for _, sink := range b.cfg.Sinks {
+		if _, ok := b.cursors.now[sink]; ok {
+			continue
+		}
+		changed = true
+		b.cursors.now[sink] = cursor{Seq: b.stored.end, Resume: b.stored.endResume, At: time.Now().UTC()}
+		if !found && ever { // it may have been there: what is delivered twice is better than what is never
+			b.cursors.now[sink] = cursor{Seq: max(b.stored.first, 1) - 1, At: time.Now().UTC()}
+		}
+	}
+	for sink, at := range b.cursors.now {
+		if at.Away.IsZero() && !slices.Contains(b.cfg.Sinks, sink) {
+			at.Away, changed = time.Now().UTC(), true
+			b.cursors.now[sink] = at
+		}
+	}
+	if changed {
 		b.cursors.version++
 	}
 	b.mu.Unlock()
-	if !fresh {
-		return nil
+	back, err := b.lostTail(ctx)
+	if err != nil || !changed && !back {
+		return err
 	}
 	return b.saveCursors(ctx)
+}
+
+// refuseLost refuses a store that has blocks and lacks what says who has got them.
+func (b *Buffer) refuseLost(found, ever bool) error {
+	var lost string
+	switch {
+	case b.cfg.Repair || !ever:
+		return nil
+	case !found:
+		lost = "the cursors, which say what each sink has got"
+	case slices.Contains(b.census.lost, sourceKey):
+		lost = "the record of the source that they came from"
+	default:
+		return nil
+	}
+	where := "the cluster"
+	if b.folder != nil {
+		where = b.cfg.Dir
+	}
+	return &Error{
+		Reason: fmt.Sprintf("the buffer in %s holds blocks (changes up to %s) and has lost %s: stream KV_%s was deleted or damaged",
+			where, b.stored.endResume, lost, b.names.values),
+		Solution: "put the buffer back as it was before, or go on with cdcsync recover --yes: the sinks then get again what is stored" +
+			" after the last cursors that are known, or all of it, and gaps say what else may be missing",
+	}
+}
+
+// lostTail notices that the stream ends before what is known to have been stored in it. What a sink had not got of it becomes a
+// gap; a cursor that lies beyond the stream's end goes back to it, since sequences that are given again would be passed over.
+func (b *Buffer) lostTail(ctx context.Context) (back bool, err error) {
+	if _, ahead := b.knownEnd(); !ahead {
+		return false, nil
+	}
+	if _, _, err := b.Tail(ctx); err != nil { // another daemon may have appended since it was read
+		return false, err
+	}
+	known, ahead := b.knownEnd()
+	if !ahead {
+		return false, nil
+	}
+	b.mu.Lock()
+	end, last, reach := b.stored.end, b.stored.last, b.stored.endReach
+	behind := make(map[string]cursor)
+	for sink, at := range b.cursors.now {
+		if at.Seq < known.seq && at.Away.IsZero() {
+			behind[sink] = at
+		}
+		if at.Seq > last {
+			at.Seq, back = end, true
+			b.cursors.now[sink] = at
+		}
+	}
+	if back {
+		b.cursors.version++
+	}
+	b.mu.Unlock()
+	b.logger.Error("the newest stored blocks are lost", "stored", known.seq, "left", end, "lsn", reach, "lost_lsn", known.reach)
+	for sink, at := range behind {
+		h := hole{after: max(at.Seq, end), through: known.seq, since: max(reach, at.Resume), until: known.reach, what: "the newest blocks are gone from the store"}
+		if err := b.recordHole(ctx, sink, h); err != nil {
+			return false, err
+		}
+	}
+	return back, nil
+}
+
+// knownEnd is the furthest block that is known to have been stored; ahead is true when the stream ends before it.
+func (b *Buffer) knownEnd() (known link, ahead bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	known = link{b.census.was.End, b.census.was.Reach}
+	for _, at := range b.cursors.now {
+		known.seq, known.reach = max(known.seq, at.Seq), max(known.reach, at.Resume)
+	}
+	return known, known.seq > b.stored.end
+}
+
+// back notes that a sink is configured again.
+func (b *Buffer) back(sink string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	at := b.cursors.now[sink]
+	at.Away = time.Time{}
+	b.cursors.now[sink] = at
+	b.cursors.version++
+	wake(b.cursors.dirty)
 }
 
 // readCursors merges what the bucket has into what is known. Cursors only move forward.
@@ -136,6 +250,7 @@ func (b *Buffer) saveCursors(ctx context.Context) error {
 		broadcast(&c.progress)
 		b.mu.Unlock()
 		b.metrics.cursorWritten()
+		b.written()
 		return nil
 	}
 }

@@ -78,6 +78,7 @@ type letterIndex struct {
 	byID  map[string]letterEntry
 	items map[uint64]string // hash of sink and item id → letter's id
 	count map[string]map[LetterState]int
+	table map[string]map[string]int // letters by sink and table
 	seed  maphash.Seed
 	last  uint64 // the newest id, as a number
 	parts uint64 // numbers the sets of parts that this Buffer has stored
@@ -85,6 +86,7 @@ type letterIndex struct {
 
 type letterEntry struct {
 	sink  string
+	table string
 	state LetterState
 	item  uint64 // hash; 0 without an item id
 	parts string // names the parts that belong to it; empty when it has none
@@ -95,6 +97,7 @@ const letterPartsHeader = "Cdcsync-Parts"
 
 func (x *letterIndex) init() {
 	x.byID, x.items, x.count = make(map[string]letterEntry), make(map[uint64]string), make(map[string]map[LetterState]int)
+	x.table = make(map[string]map[string]int)
 	x.seed = maphash.MakeSeed()
 }
 
@@ -109,6 +112,10 @@ func (x *letterIndex) put(id string, e letterEntry) {
 		x.count[e.sink] = make(map[LetterState]int)
 	}
 	x.count[e.sink][e.state]++
+	if x.table[e.sink] == nil {
+		x.table[e.sink] = make(map[string]int)
+	}
+	x.table[e.sink][e.table]++
 	x.last = max(x.last, letterNumber(id))
 }
 
@@ -123,6 +130,40 @@ func (x *letterIndex) remove(id string) {
 		delete(x.items, e.item)
 	}
 	x.count[e.sink][e.state]--
+	if x.table[e.sink][e.table]--; x.table[e.sink][e.table] == 0 {
+		delete(x.table[e.sink], e.table)
+	}
+}
+
+// census is how many letters there are, by sink and table.
+func (x *letterIndex) census() map[string]map[string]int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	counts := make(map[string]map[string]int, len(x.table))
+	for sink, tables := range x.table {
+		if len(tables) > 0 {
+			counts[sink] = maps.Clone(tables)
+		}
+	}
+	return counts
+}
+
+// lowerLetters makes the census count fewer letters before one is removed; by some more, so that removing many writes it seldom.
+func (b *Buffer) lowerLetters(e letterEntry) error {
+	b.letters.mu.Lock()
+	left := b.letters.table[e.sink][e.table] - 1
+	b.letters.mu.Unlock()
+	return b.lowerCensus(func(f *censusFile) bool {
+		if f.Letters[e.sink][e.table] <= left {
+			return false
+		}
+		const share, atLeast = 8, 64
+		tables := maps.Clone(f.Letters[e.sink])
+		tables[e.table] = max(0, left-left/share-atLeast)
+		f.Letters = maps.Clone(f.Letters)
+		f.Letters[e.sink] = tables
+		return true
+	})
 }
 
 func (x *letterIndex) hash(sink, item string) uint64 {
@@ -168,13 +209,17 @@ func letterNumber(id string) (n uint64) {
 
 // loadLetters rebuilds the index.
 func (b *Buffer) loadLetters(ctx context.Context) error {
-	return b.scan(ctx, b.names.letters, b.names.letterSubject+".*.*", 0, func(m message) error {
+	err := b.scan(ctx, b.names.letters, b.names.letterSubject+".*.*", 0, func(m message) error {
 		l := b.decodeLetter(m) // without its contents when it has parts: they are in these
 		b.letters.put(l.ID, letterEntry{
-			sink: l.Sink, state: l.State, item: b.letters.hash(l.Sink, l.ItemID), parts: m.header.Get(letterPartsHeader),
+			sink: l.Sink, table: l.Table, state: l.State, item: b.letters.hash(l.Sink, l.ItemID), parts: m.header.Get(letterPartsHeader),
 		})
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return b.compareLetters(ctx)
 }
 
 // Park stores letters durably, sets their IDs and, where they are empty, At and State. A letter of an item that has one
@@ -215,7 +260,7 @@ func (b *Buffer) storeLetter(ctx context.Context, l Letter) error {
 	if err != nil {
 		return fmt.Errorf("dead letter %s: %w", l.ID, err)
 	}
-	entry := letterEntry{sink: l.Sink, state: l.State, item: b.letters.hash(l.Sink, l.ItemID)}
+	entry := letterEntry{sink: l.Sink, table: l.Table, state: l.State, item: b.letters.hash(l.Sink, l.ItemID)}
 	m := &nats.Msg{Subject: b.letterSubject(l.Sink, l.ID), Data: head, Header: nats.Header{}}
 	if len(rest) > 0 {
 		b.letters.mu.Lock()
@@ -223,6 +268,14 @@ func (b *Buffer) storeLetter(ctx context.Context, l Letter) error {
 		entry.parts = fmt.Sprintf("%s-%d/%d", b.writer, b.letters.parts, len(rest))
 		b.letters.mu.Unlock()
 		m.Header.Set(letterPartsHeader, entry.parts)
+	}
+	b.letters.mu.Lock()
+	old, replaces := b.letters.byID[l.ID]
+	b.letters.mu.Unlock()
+	if replaces && old.table != entry.table {
+		if err := b.lowerLetters(old); err != nil {
+			return fmt.Errorf("dead letter %s: %w", l.ID, err)
+		}
 	}
 	// The parts come first: a letter whose first message is there is whole.
 	for i, data := range rest {
@@ -443,6 +496,9 @@ func (b *Buffer) Discard(ctx context.Context, ids ...string) error {
 		b.letters.mu.Unlock()
 		if !ok {
 			return fmt.Errorf("dead letter %s: %w", id, ErrNoLetter)
+		}
+		if err := b.lowerLetters(entry); err != nil {
+			return fmt.Errorf("dead letter %s: %w", id, err)
 		}
 		if err := b.purge(ctx, b.names.letters, jetstream.WithPurgeSubject(b.letterSubject(entry.sink, id))); err != nil {
 			return fmt.Errorf("dead letter %s: %w", id, err)

@@ -123,6 +123,7 @@ func (b *Buffer) scan(ctx context.Context, stream, subject string, from uint64, 
 	}
 	defer s.close()
 	const chunk = 1 << 20
+	var empty time.Time // since when nothing comes
 	for next := max(from, info.State.FirstSeq); next <= info.State.LastSeq; {
 		var messages []message
 		err := b.retry(ctx, "read stream", func(ctx context.Context) (err error) {
@@ -132,15 +133,22 @@ func (b *Buffer) scan(ctx context.Context, stream, subject string, from uint64, 
 		if err != nil {
 			return err
 		}
-		if len(messages) == 0 && subject == "" { // what was purged is at the front: a replica lags behind the leader
-			if err := backoff.Sleep(ctx, replicaLag); err != nil {
-				return err
+		if len(messages) == 0 && subject == "" && b.folder == nil { // what was purged is at the front: a replica lags behind the leader
+			const most = 10 * time.Second // beyond it the messages are gone
+			if empty.IsZero() {
+				empty = time.Now()
 			}
-			continue
+			if time.Since(empty) < most {
+				if err := backoff.Sleep(ctx, replicaLag); err != nil {
+					return err
+				}
+				continue
+			}
 		}
 		if len(messages) == 0 {
 			return nil
 		}
+		empty = time.Time{}
 		for _, m := range messages {
 			if m.seq > info.State.LastSeq {
 				return nil
@@ -249,5 +257,6 @@ func (b *Buffer) publishOnce(ctx context.Context, m *nats.Msg) (uint64, error) {
 	if ack.Error != nil {
 		return 0, ack.Error
 	}
+	b.written()
 	return ack.Seq, nil
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -29,7 +30,8 @@ func (b *Buffer) connect(ctx context.Context) (err error) {
 		if err := b.startServer(); err != nil {
 			return err
 		}
-		options = append(options, nats.InProcessServer(b.server))
+		const again = 50 * time.Millisecond // it is a moment away
+		options = append(options, nats.InProcessServer(&b.embedded), nats.ReconnectWait(again), nats.ReconnectJitter(again, again))
 	} else {
 		url = b.cfg.NATS.URL
 		options = b.cfg.NATS.options()
@@ -110,6 +112,56 @@ func (b *Buffer) startServer() error {
 	if err := b.lock(); err != nil {
 		return err
 	}
+	folder, err := newFolder(b.cfg.Dir, b.dir, &b.names)
+	if err != nil {
+		return fmt.Errorf("the buffer's folder: %w", err)
+	}
+	b.space = b.freeSpace
+	b.releaseReserve()
+	s, err := b.newServer()
+	if err != nil {
+		return err
+	}
+	b.embedded.set(s)
+	b.folder = folder
+	return nil
+}
+
+// forgetIndexes has the store read its files again, which cuts off what is damaged, instead of believing the index that it
+// wrote when it ended: with an index and a damaged record it can neither replace the record nor, for some, even start. Where
+// there are many blocks that would take too long; those are looked at when they are read.
+func (b *Buffer) forgetIndexes() {
+	const most = 64 << 20
+	for _, stream := range []string{b.names.blocks, b.names.letters, b.names.tracked, "KV_" + b.names.values} {
+		dir := streamFiles(b.cfg.Dir, stream)
+		if stream != b.names.blocks || size(dir) <= most {
+			_ = os.Remove(filepath.Join(dir, "index.db")) // there is none after a kill
+		}
+	}
+}
+
+// streamFiles is where the embedded store keeps the files of a stream.
+func streamFiles(dir, stream string) string {
+	return filepath.Join(dir, "jetstream", "$G", "streams", stream, "msgs")
+}
+
+// size is that of the files in a folder, in bytes.
+func size(dir string) (sum int64) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		if st, err := e.Info(); err == nil {
+			sum += st.Size()
+		}
+	}
+	return sum
+}
+
+// newServer starts an embedded server, which recovers the streams.
+func (b *Buffer) newServer() (*server.Server, error) {
+	b.forgetIndexes()
 	// JetStreamMaxStore: the blocks have their own bound, and free space is watched by Append.
 	const unbounded = 1 << 60
 	s, err := server.NewServer(&server.Options{
@@ -118,21 +170,28 @@ func (b *Buffer) startServer() error {
 		JetStreamMaxStore: unbounded, JetStreamMaxMemory: unbounded, DisableJetStreamBanner: true,
 	})
 	if err != nil {
-		return fmt.Errorf("embedded NATS in %s: %w", b.cfg.Dir, err)
+		return nil, fmt.Errorf("embedded NATS in %s: %w", b.cfg.Dir, err)
 	}
-	b.server, b.space = s, b.freeSpace
-	s.SetLogger(serverLog{b.logger}, false, false)
+	said := &serverLog{logger: b.logger, failed: b.storeFailed}
+	s.SetLogger(said, false, false)
 	s.Start() // recovers the streams before it returns
 	const started = 30 * time.Second
 	if !s.ReadyForConnections(started) || !s.JetStreamEnabled() {
-		return &Error{Reason: "embedded NATS did not start in " + b.cfg.Dir, Solution: "see the log above; the folder must be writable and its files intact"}
+		s.Shutdown()
+		s.WaitForShutdown()
+		return nil, &Error{
+			Reason:   strings.TrimSuffix("embedded NATS did not start in "+b.cfg.Dir+": "+said.last(), ": "),
+			Solution: "the folder must be writable, its disk must have room, and its files must be intact",
+		}
 	}
-	return nil
+	return s, nil
 }
+
+const lockName = "lock"
 
 // lock holds the folder for as long as the process lives or until it is closed: flock is given back by a kill too.
 func (b *Buffer) lock() error {
-	path := filepath.Join(b.cfg.Dir, "lock")
+	path := filepath.Join(b.cfg.Dir, lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return &Error{Reason: "lock the buffer's folder", Err: err, Solution: "set buffer.dir to a folder that the daemon may write"}
@@ -148,11 +207,9 @@ func (b *Buffer) lock() error {
 		}
 	}
 	b.dir = f
-	if err := f.Truncate(0); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+	// The number makes a message better, no more: a full disk does not take it.
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	return nil
 }
@@ -166,21 +223,50 @@ func (b *Buffer) freeSpace() (uint64, error) {
 	return st.Bavail * uint64(st.Bsize), nil
 }
 
-// serverLog passes on what the embedded server has to complain of.
-type serverLog struct{ logger *slog.Logger }
+// serverLog passes on what the embedded server has to complain of, and to failed what may be a failure to write.
+type serverLog struct {
+	logger *slog.Logger
+	failed func(text string)
 
-func (l serverLog) Warnf(format string, v ...any) {
-	l.logger.Warn("embedded nats", "text", fmt.Sprintf(format, v...))
+	mu    sync.Mutex
+	error string // the last one
 }
 
-func (l serverLog) Errorf(format string, v ...any) {
-	l.logger.Error("embedded nats", "text", fmt.Sprintf(format, v...))
+// last is the last error.
+func (l *serverLog) last() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.error
 }
 
-func (l serverLog) Fatalf(format string, v ...any) { l.Errorf(format, v...) }
-func (serverLog) Noticef(string, ...any)           {}
-func (serverLog) Debugf(string, ...any)            {}
-func (serverLog) Tracef(string, ...any)            {}
+// Warnf is of server.Logger.
+func (l *serverLog) Warnf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.logger.Warn("embedded nats", "text", text)
+	l.failed(text)
+}
+
+// Errorf is of server.Logger.
+func (l *serverLog) Errorf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.logger.Error("embedded nats", "text", text)
+	l.mu.Lock()
+	l.error = text
+	l.mu.Unlock()
+	l.failed(text)
+}
+
+// Fatalf is of server.Logger.
+func (l *serverLog) Fatalf(format string, v ...any) { l.Errorf(format, v...) }
+
+// Noticef is of server.Logger, as what follows.
+func (*serverLog) Noticef(string, ...any) {}
+
+// Debugf says nothing.
+func (*serverLog) Debugf(string, ...any) {}
+
+// Tracef says nothing.
+func (*serverLog) Tracef(string, ...any) {}
 
 // attemptTimeout is for one request. Trying again is safe, so it need not outlast a leader election.
 const attemptTimeout = 5 * time.Second
@@ -198,8 +284,11 @@ func (b *Buffer) retry(ctx context.Context, what string, f func(context.Context)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if !isTransient(err) {
+		if !b.isTransient(err) {
 			return err
+		}
+		if lost := b.folder.known(); lost != nil {
+			return lost
 		}
 		if waits.tell() {
 			b.logger.Warn("buffer request will be tried again", "request", what, "err", err)
@@ -208,6 +297,14 @@ func (b *Buffer) retry(ctx context.Context, what string, f func(context.Context)
 			return err
 		}
 	}
+}
+
+// isTransient is the function, but for an embedded server: it does without JetStream only until it is started again.
+func (b *Buffer) isTransient(err error) bool {
+	if b.folder != nil && (errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)) {
+		return true
+	}
+	return isTransient(err)
 }
 
 // isTransient says whether the same request may succeed later without an operator.
@@ -227,6 +324,9 @@ func isTransient(err error) bool {
 		return true
 	}
 	var api *jetstream.APIError
+	if errors.Is(err, server.ErrServerNotRunning) { // while it is opened again
+		return true
+	}
 	const unavailable, notAssigned, notLeader = 503, 10007, 10009 // while servers start or elect
 	return errors.As(err, &api) && (api.Code == unavailable || api.ErrorCode == notAssigned || api.ErrorCode == notLeader)
 }

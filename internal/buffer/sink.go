@@ -24,6 +24,8 @@ type Sink struct {
 
 	read    uint64    // sequence of the last block that Next returned
 	fetched uint64    // sequence of the last message that was read from the stream; owned by Next, as what follows
+	whole   link      // the last block that was read whole
+	empty   time.Time // since when there is nothing to read although there should be; zero when there is
 	ahead   []Block   // read from the stream and not returned yet
 	parts   assembler // of a block that is read in part
 	scan    *scanner  // nil until the stream is read from
@@ -60,10 +62,13 @@ func (b *Buffer) Sink(ctx context.Context, name string) (*Sink, error) {
 	b.mu.Lock()
 	at := b.cursors.now[name]
 	b.mu.Unlock()
-	if gone := info.State.FirstSeq; gone > at.Seq+1 {
+	if gone := info.State.FirstSeq; gone > at.Seq+1 && !at.Away.IsZero() {
 		return nil, &TrimmedError{Sink: name, Messages: gone - 1 - at.Seq, Since: at.At}
 	}
-	return &Sink{b: b, name: name, read: at.Seq, fetched: at.Seq}, nil
+	if !at.Away.IsZero() {
+		b.back(name)
+	}
+	return &Sink{b: b, name: name, read: at.Seq, fetched: at.Seq, whole: link{at.Seq, at.Resume}}, nil
 }
 
 // Forget moves the cursor of a sink past the blocks that were trimmed while it was not configured, durably.
@@ -73,6 +78,7 @@ func (b *Buffer) Forget(ctx context.Context, trimmed *TrimmedError) error {
 		return err
 	}
 	b.settle(trimmed.Sink, info.State.FirstSeq-1, 0)
+	b.back(trimmed.Sink)
 	return b.flushCursors(ctx)
 }
 
@@ -105,6 +111,12 @@ func (s *Sink) Next(ctx context.Context) (Block, error) {
 			s.ahead = s.ahead[1:]
 		case ok:
 			s.fetched, s.parts = block.Seq, assembler{}
+			s.goesOn()
+			footer, err := cdc.ReadFooter(block.Data)
+			if err != nil {
+				return Block{}, fmt.Errorf("sink %s: block %d: %w", s.name, block.Seq, err)
+			}
+			s.whole = link{block.Seq, max(footer.Resume.End, footer.Resume.Open)}
 		case s.read < end:
 			if err := s.fetch(ctx); err != nil {
 				return Block{}, fmt.Errorf("sink %s: %w", s.name, err)
@@ -141,20 +153,61 @@ func (s *Sink) fetch(ctx context.Context) error {
 		return err
 	}
 	if len(messages) == 0 {
-		return backoff.Sleep(ctx, replicaLag)
+		return s.nothing(ctx)
 	}
+	s.goesOn()
 	s.ahead = s.ahead[:0]
-	for _, m := range messages {
-		p, err := parsePart(m.header.Get(partHeader))
-		if err != nil {
-			return fmt.Errorf("message %d of stream %s: %w", m.seq, s.scan.stream, err)
-		}
-		s.fetched = m.seq
-		if data, _, ok := s.parts.add(m.seq, p, m.data); ok {
-			s.ahead = append(s.ahead, Block{Seq: m.seq, Data: data, Stored: m.at})
+	for i := range messages {
+		if err := s.take(ctx, &messages[i]); err != nil {
+			return err
 		}
 	}
 	s.b.metrics.readBack(len(s.ahead))
+	return nil
+}
+
+// nothing waits for a replica that lags, and asks after a while what is wrong.
+func (s *Sink) nothing(ctx context.Context) error {
+	switch {
+	case s.empty.IsZero():
+		s.empty = time.Now()
+	case time.Since(s.empty) >= stallAfter:
+		s.empty = time.Now()
+		return s.stalled(ctx)
+	}
+	return backoff.Sleep(ctx, replicaLag)
+}
+
+// take adds a message to ahead. When blocks are missing before it, a gap is stored first.
+func (s *Sink) take(ctx context.Context, m *message) error {
+	p, err := parsePart(m.header.Get(partHeader))
+	if err != nil {
+		return fmt.Errorf("message %d of stream %s: %w", m.seq, s.scan.stream, err)
+	}
+	before, linked, err := parseLink(m.header.Get(linkHeader))
+	if err != nil {
+		return fmt.Errorf("message %d of stream %s: %w", m.seq, s.scan.stream, err)
+	}
+	s.fetched = m.seq
+	data, first, ok := s.parts.add(m.seq, p, m.data)
+	if !ok {
+		return nil
+	}
+	if !linked && s.whole.seq == s.read && len(s.ahead) == 0 { // of an older version: at least what is missing at the front shows
+		before = link{seq: min(s.b.firstStored(), first) - 1}
+	}
+	if before.seq > s.whole.seq {
+		h := hole{after: s.whole.seq, through: before.seq, since: s.whole.reach, until: before.reach, what: "blocks are missing from the store, or damaged"}
+		if err := s.b.recordHole(ctx, s.name, h); err != nil {
+			return err
+		}
+	}
+	footer, err := cdc.ReadFooter(data)
+	if err != nil {
+		return fmt.Errorf("block %d: %w", m.seq, err)
+	}
+	s.whole = link{m.seq, max(footer.Resume.End, footer.Resume.Open)}
+	s.ahead = append(s.ahead, Block{Seq: m.seq, Data: data, Stored: m.at})
 	return nil
 }
 

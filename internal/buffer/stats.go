@@ -19,6 +19,7 @@ type Stats struct {
 	// account (the NATS account's limits).
 	FullSince  time.Time
 	FullReason string
+	FullDetail string // the same with the disk's name and numbers
 
 	Cursors []CursorStats // of the configured sinks, in their order
 }
@@ -39,7 +40,7 @@ func (b *Buffer) Stats() Stats {
 	defer b.mu.Unlock()
 	s := Stats{
 		First: b.stored.first, Last: b.stored.end, Messages: b.stored.messages, Bytes: b.stored.bytes, MaxBytes: b.cfg.MaxSize,
-		FullSince: b.full.since, FullReason: b.full.reason,
+		FullSince: b.full.since, FullReason: b.full.reason, FullDetail: b.full.explain(b.full.reason),
 	}
 	for _, sink := range b.cfg.Sinks {
 		at := b.cursors.now[sink]

@@ -2,11 +2,14 @@ package buffer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,12 +32,15 @@ type trackLog struct {
 	mu      sync.Mutex
 	byItem  map[trackKey]trackEntry
 	pending []pendingOp
-	version uint64 // counts the ops that were ever pending
-	saved   uint64 // how many of them are stored
-	failed  error  // of the last write; nil when it succeeded
-	bytes   int    // of the log's messages, about
-	live    int    // of what is tracked
-	end     uint64 // sequence of the log's last message
+	version uint64          // counts the ops that were ever pending
+	saved   uint64          // how many of them are stored
+	failed  error           // of the last write; nil when it succeeded
+	bytes   int             // of the log's messages, about
+	live    int             // of what is tracked
+	first   uint64          // sequence from which on the log is whole; 0 before it has a message
+	end     uint64          // sequence of the log's last message
+	sinks   map[string]bool // that have had items
+	damaged bool            // messages are missing
 
 	urgent   chan struct{} // size 1: somebody waits
 	lazy     chan struct{} // size 1: there is something to write
@@ -64,8 +70,18 @@ type pendingOp struct {
 }
 
 func (t *trackLog) init() {
-	t.byItem = make(map[trackKey]trackEntry)
+	t.byItem, t.sinks = make(map[trackKey]trackEntry), make(map[string]bool)
 	t.urgent, t.lazy, t.progress = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
+}
+
+// span is the part of the log that has to be there.
+func (t *trackLog) span() trackSpan {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.end == 0 {
+		return trackSpan{}
+	}
+	return trackSpan{First: t.first, Last: t.end, Sinks: slices.Sorted(maps.Keys(t.sinks))}
 }
 
 // Track stores that items are tracked, durably; several callers share a write. An item that is tracked already gets the new record.
@@ -200,7 +216,19 @@ func (b *Buffer) scanTracked(ctx context.Context, from uint64, f func(seq uint64
 // loadTracked replays the log.
 func (b *Buffer) loadTracked(ctx context.Context) error {
 	t := &b.tracked
+	span := b.census.was.Tracked
+	for _, sink := range span.Sinks {
+		t.sinks[sink] = true
+	}
+	var missing uint64 // messages: the log has none missing but those before its first
 	err := b.scanTracked(ctx, 0, func(seq uint64, op trackOp) error {
+		if t.first == 0 {
+			t.first = seq
+			missing = seq - min(cmp.Or(span.First, seq), seq)
+		}
+		if t.end > 0 && seq > t.end+1 {
+			missing += seq - t.end - 1
+		}
 		t.end = seq
 		if op.Add == nil {
 			key := trackKey{op.Sink, op.Done}
@@ -213,6 +241,7 @@ func (b *Buffer) loadTracked(ctx context.Context) error {
 			return err
 		}
 		key := trackKey{op.Add.Sink, op.Add.ItemID}
+		t.sinks[op.Add.Sink] = true
 		t.bytes += len(encoded)
 		t.live += len(encoded) - t.byItem[key].bytes
 		t.byItem[key] = trackEntry{id: op.Add.ID, seq: seq, bytes: len(encoded)}
@@ -221,7 +250,23 @@ func (b *Buffer) loadTracked(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("load tracked items: %w", err)
 	}
-	return nil
+	info, err := b.streamInfo(ctx, b.names.tracked)
+	if err != nil {
+		return fmt.Errorf("load tracked items: %w", err)
+	}
+	if last := max(span.Last, info.State.LastSeq); t.end == 0 && span.First > 0 {
+		missing = max(span.Last+1, span.First) - span.First
+	} else if t.end > 0 && last > t.end {
+		missing += last - t.end
+	}
+	if t.end = max(t.end, info.State.LastSeq); t.first == 0 {
+		t.first = t.end + 1
+	}
+	if err := b.compareTracked(ctx, missing); err != nil || missing == 0 {
+		return err
+	}
+	t.damaged = true
+	return b.tidyTracked(ctx) // so that the log is whole again
 }
 
 // queue hands ops to the writer. t.mu is held.
@@ -320,11 +365,15 @@ func (b *Buffer) storePending(ctx context.Context) error {
 
 // stored notes where ops lie. t.mu is held.
 func (t *trackLog) stored(ops []pendingOp, seq uint64, size int) {
+	if t.first == 0 {
+		t.first = seq
+	}
 	t.end = seq
 	t.bytes += size
 	for _, op := range ops {
 		if entry, ok := t.byItem[op.key]; ok && op.add { // not untracked meanwhile
 			entry.seq = seq
+			t.sinks[op.key.sink] = true
 			t.byItem[op.key] = entry
 		}
 	}
@@ -355,7 +404,7 @@ const (
 func (b *Buffer) tidyTracked(ctx context.Context) error {
 	t := &b.tracked
 	t.mu.Lock()
-	worth := t.bytes > tidyBytes && t.bytes > tidyShare*t.live
+	worth := t.damaged || t.bytes > tidyBytes && t.bytes > tidyShare*t.live
 	end := t.end
 	t.mu.Unlock()
 	if !worth {
@@ -392,12 +441,19 @@ func (b *Buffer) tidyTracked(ctx context.Context) error {
 		t.mu.Unlock()
 		live, size = live[n:], size+len(data)
 	}
-	if err := b.purge(ctx, b.names.tracked, jetstream.WithPurgeSequence(end+1)); err != nil {
+	t.mu.Lock()
+	t.first = end + 1
+	t.mu.Unlock()
+	err = b.lowerCensus(func(f *censusFile) bool { f.Tracked.First = end + 1; return true })
+	if err == nil {
+		err = b.purge(ctx, b.names.tracked, jetstream.WithPurgeSequence(end+1))
+	}
+	if err != nil {
 		return fmt.Errorf("tidy tracked items: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.bytes = size
+	t.bytes, t.damaged = size, false
 	return nil
 }
 

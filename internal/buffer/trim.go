@@ -27,6 +27,7 @@ func (b *Buffer) trimSettled(ctx context.Context) {
 		select {
 		case <-b.trim:
 		case <-tick.C:
+			b.saveTables(ctx)
 		case <-ctx.Done():
 			return
 		}
@@ -81,4 +82,11 @@ func (b *Buffer) trimBefore(ctx context.Context, seq uint64) error {
 	b.stored.first, b.stored.messages, b.stored.bytes = info.State.FirstSeq, info.State.Msgs, info.State.Bytes
 	broadcast(&b.trimmed)
 	return nil
+}
+
+// firstStored is the first sequence in the stream.
+func (b *Buffer) firstStored() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return max(b.stored.first, 1)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -37,8 +38,23 @@ func (b *Buffer) SetValue(ctx context.Context, name string, value []byte) error 
 
 // DeleteValue removes a value; removing what is not there is fine.
 func (b *Buffer) DeleteValue(ctx context.Context, name string) error {
-	err := b.retry(ctx, "delete value", func(ctx context.Context) error {
-		return b.values.Purge(ctx, valuePrefix+token(name))
+	key := valuePrefix + token(name)
+	err := b.lowerCensus(func(f *censusFile) bool {
+		if _, ok := f.Values[key]; !ok {
+			return false
+		}
+		f.Values = maps.Clone(f.Values)
+		delete(f.Values, key)
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("delete value %s: %w", name, err)
+	}
+	b.census.mu.Lock()
+	delete(b.census.values, key)
+	b.census.mu.Unlock()
+	err = b.retry(ctx, "delete value", func(ctx context.Context) error {
+		return b.values.Purge(ctx, key)
 	})
 	if err != nil {
 		return fmt.Errorf("delete value %s: %w", name, err)
@@ -82,13 +98,19 @@ func (b *Buffer) value(ctx context.Context, key string) (value []byte, err error
 }
 
 func (b *Buffer) setValue(ctx context.Context, key string, value []byte) error {
-	err := b.retry(ctx, "store value", func(ctx context.Context) error {
-		_, err := b.values.Put(ctx, key, value)
+	var revision uint64
+	err := b.retry(ctx, "store value", func(ctx context.Context) (err error) {
+		revision, err = b.values.Put(ctx, key, value)
 		return err
 	})
+	if err == nil {
+		err = b.folder.intact()
+	}
 	if err != nil {
 		return fmt.Errorf("store value %s: %w", key, err)
 	}
+	b.written()
+	b.census.noteValue(key, revision)
 	return nil
 }
 

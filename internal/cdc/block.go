@@ -540,3 +540,22 @@ func (e *CorruptError) Error() string { return "block: " + e.Reason }
 func corrupt(format string, args ...any) error {
 	return &CorruptError{Reason: fmt.Sprintf(format, args...)}
 }
+
+// EachRelation calls f with each relation that a block has, in AppendRelation's form, which is valid until f returns. It steps
+// over rows without reading them.
+func EachRelation(block []byte, f func(oid uint32, encoded []byte)) error {
+	_, frames, err := splitBlock(block)
+	if err != nil {
+		return err
+	}
+	for r := (reader{buf: frames}); len(r.buf) > 0; {
+		kind, payload := r.frame()
+		if r.err != nil {
+			return r.err
+		}
+		if kind == frameRelation && len(payload) >= 4 {
+			f(binary.BigEndian.Uint32(payload), payload)
+		}
+	}
+	return nil
+}
