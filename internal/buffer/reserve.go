@@ -19,7 +19,7 @@ func (b *Buffer) keepReserve() {
 	if st, err := os.Stat(path); err == nil && st.Size() >= reserveBytes {
 		return
 	}
-	if free, err := b.space(); err != nil || free < diskReserve+2*reserveBytes || b.health.has(writeFault) {
+	if free, err := b.freeSpace(); err != nil || free < diskReserve+2*reserveBytes || b.health.has(writeFault) {
 		return
 	}
 	if err := os.WriteFile(path, make([]byte, reserveBytes), 0o600); err != nil {
@@ -31,7 +31,7 @@ func (b *Buffer) keepReserve() {
 // releaseReserve gives the room up when the disk is full.
 func (b *Buffer) releaseReserve() {
 	const little = 4 << 20
-	if free, err := b.space(); err != nil || free > little {
+	if free, err := b.freeSpace(); err != nil || free > little {
 		return
 	}
 	if err := os.Remove(filepath.Join(b.cfg.Dir, reserveName)); err == nil {
