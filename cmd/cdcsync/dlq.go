@@ -120,6 +120,7 @@ func writeLetter(w io.Writer, l *admin.Letter) error {
 	}
 	fact("id", l.ID)
 	fact("state", string(l.State))
+	fact("kind", l.Kind)
 	if l.SupersededBy != nil {
 		fact("by", l.SupersededBy.String())
 	}

@@ -149,7 +149,7 @@ func letterError(id string, err error) error {
 // shownLetter is a letter with its row decoded.
 func shownLetter(l *buffer.Letter) (admin.Letter, error) {
 	shown := admin.Letter{
-		ID: l.ID, State: admin.LetterState(l.State), Sink: l.Sink, Mapping: l.Mapping, Table: l.Table, Op: l.Op, Key: shownKey(l.Key), Position: l.Position,
+		ID: l.ID, State: admin.LetterState(l.State), Kind: delivery.KindOf(l.ItemID), Sink: l.Sink, Mapping: l.Mapping, Table: l.Table, Op: l.Op, Key: shownKey(l.Key), Position: l.Position,
 		Reason: l.Reason, Code: l.Code, Trace: l.Trace, Status: l.Status, Attempts: l.Attempts, ParkedAt: l.At, Remark: l.Remark,
 		SupersededBy: l.SupersededBy, Item: admin.ItemJSON(l.Item),
 	}

@@ -40,6 +40,7 @@ const (
 type Letter struct {
 	ID          string       `json:"id"`
 	State       LetterState  `json:"state"`
+	Kind        string       `json:"kind"` // item, or account: the item was delivered, and the login account that it asks for not created
 	Sink        string       `json:"sink"`
 	Mapping     string       `json:"mapping"`
 	Table       string       `json:"table"`

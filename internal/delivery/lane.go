@@ -338,7 +338,11 @@ func (l *lane) settleAs(ctx context.Context, b *batch, items []int32, outcomes [
 	if err := w.letters.passed(ctx, b, s.taken); err != nil {
 		return err
 	}
-	if err := w.letters.resent(ctx, b, s.delivered); err != nil {
+	whole, err := w.parkAccounts(ctx, b, items, outcomes, s.delivered)
+	if err != nil {
+		return err
+	}
+	if err := w.letters.resent(ctx, b, whole); err != nil {
 		return err
 	}
 	for _, n := range s.accepted {

@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -118,7 +119,7 @@ func (l *letters) learn(letter *Letter) {
 	}
 	l.byID[open.id] = open
 	l.items[open.itemID] = struct{}{}
-	if strings.Contains(letter.Key, keyMark) {
+	if strings.Contains(letter.Key, keyMark) && !strings.HasSuffix(letter.ItemID, SuffixAccount) { // a newer profile makes no account
 		l.byKey[open.key] = append(l.byKey[open.key], open)
 	}
 	l.count.Add(1)
@@ -175,7 +176,9 @@ func (l *letters) park(ctx context.Context, letters []Letter) error {
 				l.learn(&some[i])
 			}
 		}
-		l.worker.metrics.letters.Add(float64(n))
+		for i := range some {
+			l.worker.metrics.letters.WithLabelValues(KindOf(some[i].ItemID)).Inc()
+		}
 		letters = letters[n:]
 	}
 	return nil
@@ -263,6 +266,47 @@ func (w *Worker) parkItems(ctx context.Context, b *batch, part []int32, outcomes
 		}
 	}
 	return nil
+}
+
+// SuffixAccount ends the ItemID of a letter that is not about the item, which was delivered, but about the login account that the
+// item asks for.
+const SuffixAccount = "/account"
+
+// The kinds of letters.
+const (
+	KindItem    = "item"    // the item was refused
+	KindAccount = "account" // the item was delivered, and its login account not created
+)
+
+// KindOf is the kind of a letter by its ItemID.
+func KindOf(itemID string) string {
+	if strings.HasSuffix(itemID, SuffixAccount) {
+		return KindAccount
+	}
+	return KindItem
+}
+
+// parkAccounts makes letters of the login accounts that were not created, and gives the items that were delivered with all they ask for.
+func (w *Worker) parkAccounts(ctx context.Context, b *batch, part []int32, outcomes []sinks.Outcome, delivered []int32) ([]int32, error) {
+	var accounts []Letter
+	whole := delivered
+	for n := range outcomes {
+		o := &outcomes[n]
+		if o.Status != sinks.Delivered || o.Account == "" {
+			continue
+		}
+		letter := w.letterOf(b, &b.items[part[n]])
+		letter.ItemID += SuffixAccount
+		letter.Reason, letter.Code, letter.Trace = "the login account was not created: "+o.Account, o.Code, o.Trace
+		accounts = append(accounts, letter)
+		if open := b.items[part[n]].block.letter; open != nil && open.itemID == letter.ItemID { // it was sent again for the account
+			whole = slices.DeleteFunc(slices.Clone(whole), func(i int32) bool { return i == part[n] })
+		}
+	}
+	if len(accounts) == 0 {
+		return delivered, nil
+	}
+	return whole, w.letters.park(ctx, accounts)
 }
 
 // letterOf copies an item out of its batch.

@@ -33,7 +33,7 @@ type metrics struct {
 	window          prometheus.Gauge
 	states          *prometheus.GaugeVec
 	confirmFailures prometheus.Counter
-	letters         prometheus.Counter
+	letters         *prometheus.CounterVec
 	givenUp         prometheus.Counter
 	registerer      prometheus.Registerer
 }
@@ -61,13 +61,16 @@ func newMetrics(sink string, reg prometheus.Registerer) *metrics {
 		confirmFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cdcsync_delivery_unconfirmed_total", Help: "Accepted items that the vendor then decided against, or did not decide on in time.",
 		}),
-		letters: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cdcsync_delivery_dead_letters_total", Help: "Dead letters parked.",
-		}),
+		letters: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cdcsync_delivery_dead_letters_total", Help: "Dead letters parked, by kind: item, or account for a login account that was not created beside an item that was delivered.",
+		}, []string{"kind"}),
 		givenUp: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cdcsync_delivery_given_up_total", Help: "Held items that became dead letters after retry.give_up.",
 		}),
 		registerer: reg,
+	}
+	for _, kind := range []string{KindItem, KindAccount} { // so that both can be alerted on before there is one
+		m.letters.WithLabelValues(kind)
 	}
 	reg.MustRegister(m.items, m.inFlight, m.window, m.states, m.confirmFailures, m.letters, m.givenUp)
 	return m

@@ -554,7 +554,7 @@ func fanTable(oid uint32, name string, changed func(old, now record)) *historyTa
 		fresh: func(rng *rand.Rand, n int) record {
 			return record{
 				"id": ptr(strconv.Itoa(n)), "cpf": ptr(fmt.Sprintf("%011d", 1+rng.IntN(8))), "email": ptr(fmt.Sprintf("%s%d@b.c", name, n)),
-				"status": pick(rng, "a", "test"), "name": ptr(strconv.Itoa(rng.IntN(1000))),
+				"status": pick(rng, "a", "test"), "name": ptr(fmt.Sprintf("%011d", rng.IntN(1000))),
 			}
 		},
 		mutate: func(rng *rand.Rand, r record) {
@@ -564,7 +564,7 @@ func fanTable(oid uint32, name string, changed func(old, now record)) *historyTa
 			case 1:
 				r["status"] = pick(rng, "a", "test")
 			default:
-				r["name"] = ptr(strconv.Itoa(rng.IntN(1000)))
+				r["name"] = ptr(fmt.Sprintf("%011d", rng.IntN(1000)))
 			}
 		},
 		changed: changed,

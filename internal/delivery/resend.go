@@ -139,8 +139,8 @@ func (d *dispatcher) resend(ctx context.Context, letter *Letter, r *renderer, op
 		return nil
 	}
 	b := d.worker.ledger.beginLetter(open, letter.Change)
-	d.unit = unit{block: b, only: r, itemID: letter.ItemID, urgent: true}
-	if suffix := strings.TrimPrefix(letter.ItemID, letter.Position.String()+"/"+r.name); strings.HasPrefix(suffix, suffixRefresh) {
+	d.unit = unit{block: b, only: r, itemID: strings.TrimSuffix(letter.ItemID, SuffixAccount), urgent: true}
+	if suffix := strings.TrimPrefix(d.unit.itemID, letter.Position.String()+"/"+r.name); strings.HasPrefix(suffix, suffixRefresh) {
 		d.unit.suffix = suffix
 	}
 	d.unit.scan = func(yield func(*cdc.Change, *table) error) error { return yield(change, t) }

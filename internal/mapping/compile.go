@@ -261,7 +261,7 @@ func (b *builder) add(s step) {
 }
 
 func (b *builder) node(n *templateNode, at place) {
-	if free(at.node) {
+	if shape.Free(at.node) {
 		at.node = nil
 	}
 	switch n.kind {
@@ -282,13 +282,13 @@ func (b *builder) constant(n *templateNode, at place) {
 	value := []byte(n.text)
 	if at.node != nil {
 		value = slices.Clone(value)
-		_ = checkScalar(at.node, value) // Parse has reported it; this writes a UUID in lower case
+		_ = shape.CheckScalar(at.node, value) // Parse has reported it; this writes a UUID in lower case
 	}
 	if b.flag(at) {
 		value = []byte("false")
 	}
 	b.pending = append(b.pending, value...)
-	b.describe(n, n.text, "", jsonKind(value))
+	b.describe(n, n.text, "", shape.JSONKind(value))
 }
 
 // flag says whether the value is one that a withdrawal sets to false.
@@ -422,7 +422,7 @@ func (b *builder) object(n *templateNode, at place) {
 func fieldName(name string, n *shape.Node) []byte {
 	quoted, _ := appendString(nil, []byte(name)) // Parse saw that it is UTF-8
 	if n != nil && n.Kind == shape.Map && n.Key == shape.FormatUUID {
-		lowerUUID(quoted[1 : len(quoted)-1])
+		shape.LowerUUID(quoted[1 : len(quoted)-1])
 	}
 	return append(quoted, ':')
 }
@@ -438,7 +438,7 @@ func (b *builder) place(f *templateField, at place) place {
 		inner.withdraw = true
 	}
 	static := f.value.kind == templateConstant && f.value.text != "null" || f.value.kind == templateObject || f.value.kind == templateList
-	if !static && !known.Required && !nullable(known.Node) {
+	if !static && !known.Required && !shape.Nullable(known.Node) {
 		inner.omit, inner.field = true, string(fieldName(f.name, nil))
 	}
 	return inner
@@ -452,7 +452,7 @@ func (b *builder) expand(n *templateNode, s *shape.Node) []templateField {
 	for _, f := range n.fields {
 		if f.spread == nil {
 			known, _ := child(s, f.name)
-			if f.value.kind == templateConstant && f.value.text == "null" && s != nil && !known.Required && !nullable(known.Node) {
+			if f.value.kind == templateConstant && f.value.text == "null" && s != nil && !known.Required && !shape.Nullable(known.Node) {
 				continue
 			}
 			fields = append(fields, f)
@@ -513,7 +513,7 @@ func (b *builder) fits(n *templateNode, what, name string, t reflect.Type, s *sh
 	if s == nil || t == nil || typeFits(t, s, b.template.Spec.Item.Times) {
 		return
 	}
-	b.report(n.yaml, n.path, what+", and the vendor wants "+kindNames[s.Kind], fitHint(name, t, s))
+	b.report(n.yaml, n.path, what+", and the vendor wants "+shape.KindNames[s.Kind], fitHint(name, t, s))
 }
 
 func typeFits(t reflect.Type, s *shape.Node, times shape.Times) bool {

@@ -185,7 +185,7 @@ func (p *Plan) appendColumn(dst []byte, s *step, r *row) ([]byte, *RejectError) 
 		return dst, nil
 	}
 	if v.Kind == cdc.Null {
-		if !nullable(s.node) {
+		if !shape.Nullable(s.node) {
 			return dst, p.columnReject(s, errNull)
 		}
 		return append(dst, "null"...), nil
@@ -202,7 +202,7 @@ func (p *Plan) appendColumn(dst []byte, s *step, r *row) ([]byte, *RejectError) 
 		dst, err = s.codec.append(dst, v.Data)
 	}
 	if err == nil && s.check != nil {
-		err = checkScalar(s.check, dst[start:])
+		err = shape.CheckScalar(s.check, dst[start:])
 	}
 	if err != nil {
 		return dst, p.columnReject(s, err)
@@ -230,7 +230,7 @@ func (p *Plan) appendStep(dst []byte, s *step, r *row) ([]byte, *RejectError) {
 		last := len(p.opens) - 1
 		start := p.opens[last]
 		p.opens = p.opens[:last]
-		if err := checkClosed(s.node, dst[start:]); err != nil {
+		if err := shape.CheckClosed(s.node, dst[start:]); err != nil {
 			return dst, &RejectError{Reason: err.Error()}
 		}
 	}
@@ -351,7 +351,7 @@ func (p *Plan) appendFieldName(dst []byte, s *step, r *row) ([]byte, *RejectErro
 	start := len(dst)
 	dst, err := appendString(dst, text)
 	if err == nil {
-		err = checkScalar(s.check, dst[start:])
+		err = shape.CheckScalar(s.check, dst[start:])
 	}
 	if err != nil {
 		return dst, &RejectError{Reason: "the field's name " + err.Error()}
@@ -418,7 +418,7 @@ func (o *operand) fold(text []byte) {
 
 // rows renders what a lookup found: a list of objects, or the first object, or null.
 func (w *writer) rows(rows *Rows, codecs []*codec, many bool, n *shape.Node) error {
-	if free(n) {
+	if shape.Free(n) {
 		n = nil
 	}
 	if !many {
@@ -430,7 +430,7 @@ func (w *writer) rows(rows *Rows, codecs []*codec, many bool, n *shape.Node) err
 	var elem *shape.Node
 	if n != nil {
 		if n.Kind != shape.Array {
-			return w.invalid("is a list, and the vendor wants " + kindNames[n.Kind])
+			return w.invalid("is a list, and the vendor wants " + shape.KindNames[n.Kind])
 		}
 		if len(rows.Rows) < n.MinItems {
 			return w.invalid(tooFew(n.MinItems))
@@ -455,7 +455,7 @@ func (w *writer) rows(rows *Rows, codecs []*codec, many bool, n *shape.Node) err
 
 // record renders one row of a lookup with its columns in the order of the query.
 func (w *writer) record(rows *Rows, codecs []*codec, values []cdc.Value, n *shape.Node) error {
-	if free(n) {
+	if shape.Free(n) {
 		n = nil
 	}
 	o, err := w.open(n)
@@ -482,7 +482,7 @@ func (w *writer) column(c *codec, t *cdc.Type, v *cdc.Value, n *shape.Node) erro
 	if v.Kind != cdc.Text {
 		return w.value(nil, n)
 	}
-	if free(n) {
+	if shape.Free(n) {
 		var err error
 		if w.dst, err = c.append(w.dst, v.Data); err != nil {
 			return w.invalid(err.Error())

@@ -405,12 +405,12 @@ func (p *templateParser) field(key, value *yaml.Node, path string) templateField
 
 // check compares a template with the vendor's shape, as far as that needs no columns.
 func (p *templateParser) check(n *templateNode, s *shape.Node) {
-	if free(s) {
+	if shape.Free(s) {
 		s = nil
 	}
 	switch n.kind {
 	case templateConstant:
-		if err := checkScalar(s, []byte(n.text)); err != nil {
+		if err := shape.CheckScalar(s, []byte(n.text)); err != nil {
 			p.report(n.yaml, n.path, err.Error(), constantHint(n, s))
 		}
 	case templateObject:
@@ -430,7 +430,7 @@ func constantHint(n *templateNode, s *shape.Node) string {
 
 func (p *templateParser) checkObject(n *templateNode, s *shape.Node) {
 	if s != nil && s.Kind != shape.Object && s.Kind != shape.Map {
-		p.report(n.yaml, n.path, "is an object, and the vendor wants "+kindNames[s.Kind], "")
+		p.report(n.yaml, n.path, "is an object, and the vendor wants "+shape.KindNames[s.Kind], "")
 		return
 	}
 	var present, meant []string
@@ -451,7 +451,7 @@ func (p *templateParser) checkObject(n *templateNode, s *shape.Node) {
 	if s == nil {
 		return
 	}
-	if err := checkExclusive(s.Exclusive, present); err != nil {
+	if err := shape.CheckExclusive(s.Exclusive, present); err != nil {
 		p.report(n.yaml, n.path, err.Error(), "")
 	}
 	if !spread {
@@ -494,7 +494,7 @@ func (p *templateParser) checkField(n *templateNode, f *templateField, s *shape.
 		return
 	}
 	if s != nil && s.Kind == shape.Map {
-		if err := checkFormat(s.Key, []byte(f.name)); err != nil {
+		if err := shape.CheckFormat(s.Key, []byte(f.name)); err != nil {
 			p.report(f.yaml, n.path+"."+f.name, "the key "+err.Error(), "")
 		}
 	}
@@ -520,7 +520,7 @@ func (p *templateParser) checkList(n *templateNode, s *shape.Node) {
 	var elem *shape.Node
 	if s != nil {
 		if s.Kind != shape.Array {
-			p.report(n.yaml, n.path, "is a list, and the vendor wants "+kindNames[s.Kind], "")
+			p.report(n.yaml, n.path, "is a list, and the vendor wants "+shape.KindNames[s.Kind], "")
 			return
 		}
 		if len(n.items) < s.MinItems {

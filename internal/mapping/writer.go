@@ -34,7 +34,7 @@ func (w *writer) invalid(why string) error { return &invalid{path: string(w.path
 
 // value appends v as JSON. n says what the vendor takes; nil takes anything.
 func (w *writer) value(v any, n *shape.Node) error {
-	if free(n) {
+	if shape.Free(n) {
 		n = nil
 	}
 	switch v := v.(type) {
@@ -51,7 +51,7 @@ func (w *writer) value(v any, n *shape.Node) error {
 	if err := w.scalar(v, n); err != nil {
 		return err
 	}
-	if err := checkScalar(n, w.dst[start:]); err != nil {
+	if err := shape.CheckScalar(n, w.dst[start:]); err != nil {
 		return w.invalid(err.Error())
 	}
 	return nil
@@ -152,7 +152,7 @@ func writeList[T any](w *writer, list []T, n *shape.Node) error {
 	var elem *shape.Node
 	if n != nil {
 		if n.Kind != shape.Array {
-			return w.invalid("is a list, and the vendor wants " + kindNames[n.Kind])
+			return w.invalid("is a list, and the vendor wants " + shape.KindNames[n.Kind])
 		}
 		if len(list) < n.MinItems {
 			return w.invalid(tooFew(n.MinItems))
@@ -184,7 +184,7 @@ func (w *writer) closed(start int, n *shape.Node) error {
 	if n == nil {
 		return nil
 	}
-	if err := checkClosed(n, w.dst[start:]); err != nil {
+	if err := shape.CheckClosed(n, w.dst[start:]); err != nil {
 		return w.invalid(err.Error())
 	}
 	return nil
@@ -235,7 +235,7 @@ type openObject struct {
 
 func (w *writer) open(n *shape.Node) (*openObject, error) {
 	if n != nil && n.Kind != shape.Object && n.Kind != shape.Map {
-		return nil, w.invalid("is an object, and the vendor wants " + kindNames[n.Kind])
+		return nil, w.invalid("is an object, and the vendor wants " + shape.KindNames[n.Kind])
 	}
 	o := &openObject{w: w, n: n, start: len(w.dst), path: len(w.path)}
 	w.dst = append(w.dst, '{')
@@ -253,7 +253,7 @@ func (o *openObject) field(name string, null bool) (n *shape.Node, skip bool, er
 	switch {
 	case !known:
 		return nil, false, w.invalid("is a field that the vendor does not have")
-	case null && !f.Required && !nullable(f.Node):
+	case null && !f.Required && !shape.Nullable(f.Node):
 		return nil, true, nil
 	}
 	if len(w.dst) > o.start+1 {
@@ -264,7 +264,7 @@ func (o *openObject) field(name string, null bool) (n *shape.Node, skip bool, er
 		return nil, false, w.invalid(err.Error())
 	}
 	if o.n != nil && o.n.Kind == shape.Map {
-		if err := checkFormat(o.n.Key, w.dst[at+1:len(w.dst)-1]); err != nil {
+		if err := shape.CheckFormat(o.n.Key, w.dst[at+1:len(w.dst)-1]); err != nil {
 			return nil, false, w.invalid("has a key that " + err.Error())
 		}
 	}

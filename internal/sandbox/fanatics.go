@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/cdcsync/cdcsync/internal/shape"
+	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
 // maxAccounts is the page's limit of a request.
@@ -29,10 +32,9 @@ func fanaticsFailure(status int, reason string) any {
 	}
 }
 
-var accountFields = []field{
-	{name: "account_tenant_fanid", kind: kindString, required: true},
-	{name: "invite_approval_map", kind: kindObject, required: true},
-}
+var accountsShape = &shape.Node{Kind: shape.Object, Fields: []shape.Field{
+	{Name: "accounts", Required: true, Node: &shape.Node{Kind: shape.Array, Elem: elementShape(sinks.TypeFanatics)}},
+}}
 
 // approval is one account of a request and what becomes of it.
 type approval struct {
@@ -79,8 +81,8 @@ func parseAccounts(body []byte) (accounts []approval, reason string) {
 	if err := document(body); err != nil {
 		return nil, err.Error()
 	}
-	if flaws := check("body", body, []field{{name: "accounts", kind: kindArray, required: true, fields: accountFields}}); flaws != nil {
-		return nil, reasons(flaws, true)
+	if reason := reasons(check("body", body, accountsShape), true); reason != "" { // of values, the accounts' own results speak
+		return nil, reason
 	}
 	var request struct{ Accounts []json.RawMessage }
 	if err := json.Unmarshal(body, &request); err != nil {

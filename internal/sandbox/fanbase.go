@@ -8,8 +8,9 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"strings"
-	"time"
+
+	"github.com/cdcsync/cdcsync/internal/shape"
+	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
 // Fan is a fan as Fanbase has it after the batches so far. Parts of an element that a later batch does not name stay as they were.
@@ -34,118 +35,10 @@ func newFans() fans {
 	return fans{byCPF: make(map[string]*Fan), byEmail: make(map[string]*Fan), lastID: before}
 }
 
-// The tables of the page "ID Batch V2", in its order.
-var (
-	genderField = field{name: "gender", kind: kindString, nullable: true, value: oneOf(`"M"`, `"F"`, `"O"`)}
-
-	personFields = []field{
-		{name: "identity", kind: kindNumber, required: true, value: oneOf("0")},
-		{name: "name1", kind: kindString, required: true, value: notBlank},
-		genderField,
-		{name: "socialName", kind: kindString},
-		{name: "birthday", kind: kindNumber, required: true, value: between(1, 31)},
-		{name: "birthMonth", kind: kindNumber, required: true, value: between(1, 12)},
-		{name: "birthYear", kind: kindNumber, required: true, value: between(1000, 9999)},
-		{name: "nationalityIso3", kind: kindString, value: iso3},
-	}
-	numberFields = []field{
-		{name: "numberType", kind: kindNumber, required: true, value: oneOf("1", "3", "4")},
-		{name: "number", kind: kindString, required: true, value: notBlank},
-		{name: "verified", kind: kindNumber, value: oneOf("0", "1")},
-	}
-	pairFields = []field{
-		{name: "key", kind: kindString, required: true, value: notBlank},
-		{name: "value", kind: kindString, required: true},
-	}
-	addressFields = []field{
-		{name: "addressType", kind: kindNumber, required: true, value: oneOf("1", "2")},
-		{name: "add1", kind: kindString, required: true},
-		{name: "add2", kind: kindString},
-		{name: "number", kind: kindNumber},
-		{name: "add3", kind: kindString, required: true},
-		{name: "zip", kind: kindString, required: true},
-		{name: "city", kind: kindString, required: true},
-		{name: "state", kind: kindString, required: true, value: length(2)},
-		{name: "iso3", kind: kindString, required: true, value: iso3},
-	}
-	transactionFields = []field{
-		{name: "date", kind: kindString, required: true, value: dateTime},
-		{name: "type", kind: kindNumber, required: true},
-		{name: "productType", kind: kindNumber, required: true},
-		{name: "productDesc", kind: kindString, required: true},
-		{name: "productExternalCode", kind: kindString, required: true},
-		{name: "qty", kind: kindNumber, required: true},
-		{name: "value", kind: kindNumber, required: true},
-		{name: "channel", kind: kindString, required: true},
-		{name: "externalCode", kind: kindString, required: true},
-		{name: "deliveryMode", kind: kindString},
-		{name: "priceType", kind: kindString},
-		{name: "cupon", kind: kindString},
-		{name: "paymentMode", kind: kindString, required: true},
-		{name: "complement", kind: kindString},
-		{name: "discount", kind: kindString},
-		{name: "discountValue", kind: kindNumber},
-	}
-	guestFields = []field{
-		{name: "guestFanbaseId", kind: kindNumber},
-		{name: "externalId", kind: kindString},
-		{name: "cpf", kind: kindString},
-		{name: "email", kind: kindString},
-		{name: "celular", kind: kindString},
-		{name: "name1", kind: kindString},
-		genderField,
-		{name: "socialName", kind: kindString},
-		{name: "birthday", kind: kindNumber, value: between(1, 31)},
-		{name: "birthMonth", kind: kindNumber, value: between(1, 12)},
-		{name: "birthYear", kind: kindNumber, value: between(1000, 9999)},
-	}
-	membershipFields = []field{
-		{name: "externalId", kind: kindString, required: true, value: notBlank},
-		{name: "status", kind: kindString, required: true, value: notBlank},
-		{name: "data", kind: kindString, required: true, value: dateTime},
-		{name: "cancelamento", kind: kindString, value: dateTime},
-		{name: "codigoCliente", kind: kindString, required: true, value: notBlank},
-		{name: "plano", kind: kindString, required: true, value: notBlank},
-		{name: "planoCode", kind: kindString},
-		{name: "complemento", kind: kindString},
-		{name: "parcelas", kind: kindNumber},
-		{name: "validade", kind: kindString, value: dateTime},
-		{name: "origem", kind: kindString},
-		{name: "ativacao", kind: kindString, value: dateTime},
-		{name: "tipoVigencia", kind: kindString},
-		{name: "formaPagamento", kind: kindString},
-		{name: "guests", kind: kindArray, fields: guestFields},
-		{name: "attributes", kind: kindArray, fields: []field{
-			{name: "type", kind: kindString, required: true},
-			{name: "name", kind: kindString},
-			{name: "value", kind: kindString, required: true},
-			{name: "note", kind: kindString},
-			{name: "externalCode", kind: kindString},
-		}},
-	}
-	optinFields = []field{
-		{name: "optinCode", kind: kindString, required: true, value: notBlank},
-		{name: "optinDesc", kind: kindString, required: true},
-		{name: "optinDate", kind: kindString, required: true, value: dateTime},
-		{name: "optinCancelDate", kind: kindString, value: dateTime},
-	}
-	elementFields = []field{
-		{name: "data", kind: kindObject, required: true, fields: personFields},
-		{name: "numbers", kind: kindArray, fields: numberFields},
-		{name: "sysValues", kind: kindArray, fields: pairFields},
-		{name: "addresses", kind: kindObject, fields: addressFields},
-		{name: "transactions", kind: kindArray, fields: transactionFields},
-		{name: "memberships", kind: kindArray, fields: membershipFields},
-		{name: "optins", kind: kindArray, fields: optinFields},
-		{name: "attributes", kind: kindArray, fields: pairFields},
-		{name: "pwd", kind: kindString, value: notBlank},
-		{name: "pwdhash", kind: kindString, value: notBlank},
-	}
-	batchFields = []field{
-		{name: "systemId", kind: kindNumber, required: true},
-		{name: "data", kind: kindArray, required: true},
-	}
-)
+var batchShape = &shape.Node{Kind: shape.Object, Fields: []shape.Field{
+	{Name: "systemId", Required: true, Node: &shape.Node{Kind: shape.Number}},
+	{Name: "data", Required: true, Node: &shape.Node{Kind: shape.Array}},
+}}
 
 // fanItem is one element of data[] and what becomes of it.
 type fanItem struct {
@@ -216,7 +109,7 @@ func parseBatch(body []byte) (items []fanItem, reason string) {
 	if err := document(body); err != nil {
 		return nil, err.Error()
 	}
-	if flaws := check("body", body, batchFields); flaws != nil {
+	if flaws := check("body", body, batchShape); flaws != nil {
 		return nil, reasons(flaws, true)
 	}
 	top, err := members(body)
@@ -230,11 +123,12 @@ func parseBatch(body []byte) (items []fanItem, reason string) {
 	case len(list) == 0:
 		return nil, "data is empty"
 	}
+	element := elementShape(sinks.TypeFanbaseBatch)
 	items = make([]fanItem, len(list))
 	var flaws []flaw
 	for i, raw := range list {
 		items[i].raw = bytes.Clone(raw) // what is kept must not keep the whole body
-		found := check(fmt.Sprintf("data[%d]", i), raw, elementFields)
+		found := check(fmt.Sprintf("data[%d]", i), raw, element)
 		flaws = append(flaws, found...)
 		items[i].flaw = reasons(found, false)
 	}
@@ -247,15 +141,13 @@ func parseBatch(body []byte) (items []fanItem, reason string) {
 	return items, ""
 }
 
-// identify reads who the fan is, and checks what goes over several fields.
+// identify reads who the fan is.
 func (f *fanItem) identify() {
 	var element struct {
-		Data    struct{ Birthday, BirthMonth, BirthYear json.Number }
 		Numbers []struct {
 			NumberType json.Number
 			Number     string
 		}
-		Pwd, Pwdhash *string
 	}
 	if err := json.Unmarshal(f.raw, &element); err != nil {
 		f.flaw = cmp.Or(f.flaw, "the element is malformed")
@@ -265,35 +157,10 @@ func (f *fanItem) identify() {
 		switch n.NumberType {
 		case "1":
 			f.cpf = cmp.Or(f.cpf, n.Number)
-			if !digits(n.Number) || len(n.Number) != 11 {
-				f.flaw = cmp.Or(f.flaw, "numbers: a CPF is 11 digits without formatting")
-			}
-		case "3":
-			if !digits(strings.TrimPrefix(n.Number, "+")) {
-				f.flaw = cmp.Or(f.flaw, "numbers: a phone number is digits without formatting")
-			}
 		case "4":
 			f.email = cmp.Or(f.email, n.Number)
-			if name, domain, found := strings.Cut(n.Number, "@"); !found || name == "" || domain == "" {
-				f.flaw = cmp.Or(f.flaw, "numbers: an e-mail address has an @ within")
-			}
 		}
 	}
-	day, month, year := number(element.Data.Birthday), number(element.Data.BirthMonth), number(element.Data.BirthYear)
-	switch born := time.Date(year, time.Month(month), day, 0, 0, 0, 0, time.UTC); {
-	case f.flaw != "":
-	case f.cpf == "" && f.email == "":
-		f.flaw = "numbers: neither a CPF nor an e-mail address says who this is"
-	case born.Day() != day:
-		f.flaw = "data.birthday: there is no such day in that month"
-	case element.Pwd != nil && element.Pwdhash != nil:
-		f.flaw = "pwd and pwdhash exclude each other"
-	}
-}
-
-func number(n json.Number) int {
-	i, _ := integer(json.RawMessage(n)) // its shape and range were checked
-	return int(i)
 }
 
 // registerFan stores the element, unless something is wrong with it, and fills its result.

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,8 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
-	"unicode/utf8"
+
+	"github.com/cdcsync/cdcsync/internal/shape"
+	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
 // kind is the type of a JSON value, in the words of the vendors' pages.
@@ -42,16 +44,16 @@ func kindOf(raw []byte) kind {
 	return kindNumber
 }
 
-// field is a line in a table of a vendor's page.
-type field struct {
-	name     string
-	kind     kind
-	required bool
-	nullable bool
-	// value says what is wrong with a value of the right kind, "" when nothing is.
-	value func(raw json.RawMessage) string
-	// fields of an object, or of the objects in an array.
-	fields []field
+// kindsOf are the kinds as the shapes name them.
+var kindsOf = map[shape.Kind]kind{
+	shape.Object: kindObject, shape.Map: kindObject, shape.Array: kindArray, shape.String: kindString,
+	shape.Number: kindNumber, shape.Integer: kindNumber, shape.Boolean: kindBoolean,
+}
+
+// elementShape is the shape of one item of a sink's type: the same that mappings are checked against.
+func elementShape(typ string) *shape.Node {
+	spec, _ := sinks.SpecOf(typ)
+	return spec.Item.Root
 }
 
 // flaw is what is wrong with a value. One of shape makes the request wrong, one of value the item.
@@ -60,55 +62,71 @@ type flaw struct {
 	reason string // begins with the path
 }
 
-// check validates an object against the fields that the page lists, and returns every flaw.
-func check(path string, raw json.RawMessage, fields []field) []flaw {
+// check validates a value against the vendor's shape, and returns every flaw.
+func check(path string, raw json.RawMessage, n *shape.Node) []flaw {
+	found := kindOf(raw)
+	wanted, typed := kindsOf[n.Kind]
+	switch {
+	case found == kindNull && shape.Nullable(n):
+		return nil
+	case typed && found != wanted:
+		return []flaw{{shape: true, reason: fmt.Sprintf("%s is %s and not %s", path, found, wanted)}}
+	case wanted == kindObject:
+		return append(checkObject(path, raw, n), checkWhole(path, raw, n)...)
+	case wanted == kindArray:
+		return append(checkArray(path, raw, n), checkWhole(path, raw, n)...)
+	}
+	if err := shape.CheckScalar(n, bytes.Clone(raw)); err != nil {
+		return []flaw{{reason: path + " " + err.Error()}}
+	}
+	return nil
+}
+
+// checkWhole checks what goes over several fields.
+func checkWhole(path string, raw json.RawMessage, n *shape.Node) []flaw {
+	if err := shape.CheckClosed(n, raw); err != nil {
+		return []flaw{{reason: path + " " + err.Error()}}
+	}
+	return nil
+}
+
+func checkObject(path string, raw json.RawMessage, n *shape.Node) (flaws []flaw) {
 	values, err := members(raw)
 	if err != nil {
 		return []flaw{{shape: true, reason: path + ": " + err.Error()}}
 	}
-	var flaws []flaw
-	for i := range fields {
-		f := &fields[i]
-		switch value := values.get(f.name); {
+	for _, f := range n.Fields {
+		switch value := values.get(f.Name); {
 		case value != nil:
-			flaws = append(flaws, f.check(path+"."+f.name, value)...)
-		case f.required:
-			flaws = append(flaws, flaw{shape: true, reason: path + "." + f.name + " is missing"})
+			flaws = append(flaws, check(path+"."+f.Name, value, f.Node)...)
+		case f.Required:
+			flaws = append(flaws, flaw{shape: true, reason: path + "." + f.Name + " is missing"})
 		}
 	}
 	for _, m := range values {
-		if !slices.ContainsFunc(fields, func(f field) bool { return f.name == m.name }) {
+		_, known := n.Field(m.name)
+		switch {
+		case n.Kind == shape.Map:
+			flaws = append(flaws, check(path+"."+m.name, m.value, n.Elem)...)
+		case !known && !n.Open:
 			flaws = append(flaws, flaw{shape: true, reason: path + "." + m.name + " is not a field of this endpoint"})
 		}
 	}
 	return flaws
 }
 
-func (f *field) check(path string, raw json.RawMessage) []flaw {
-	switch kind := kindOf(raw); {
-	case kind == kindNull && f.nullable:
-		return nil
-	case kind != f.kind:
-		return []flaw{{shape: true, reason: fmt.Sprintf("%s is %s and not %s", path, kind, f.kind)}}
-	}
-	if f.value != nil {
-		if reason := f.value(raw); reason != "" {
-			return []flaw{{reason: path + " " + reason}}
-		}
-	}
-	switch {
-	case f.fields == nil:
-		return nil
-	case f.kind == kindObject:
-		return check(path, raw, f.fields)
-	}
-	elements, err := elements(raw)
+func checkArray(path string, raw json.RawMessage, n *shape.Node) (flaws []flaw) {
+	list, err := elements(raw)
 	if err != nil {
 		return []flaw{{shape: true, reason: path + ": " + err.Error()}}
 	}
-	var flaws []flaw
-	for i, element := range elements {
-		flaws = append(flaws, check(fmt.Sprintf("%s[%d]", path, i), element, f.fields)...)
+	if len(list) < n.MinItems {
+		flaws = append(flaws, flaw{reason: fmt.Sprintf("%s has too few elements; %d or more are wanted", path, n.MinItems)})
+	}
+	for i, element := range list {
+		if n.Elem != nil {
+			flaws = append(flaws, check(fmt.Sprintf("%s[%d]", path, i), element, n.Elem)...)
+		}
 	}
 	return flaws
 }
@@ -121,60 +139,6 @@ func integer(raw json.RawMessage) (int64, bool) {
 	f, err := strconv.ParseFloat(string(raw), 64)
 	const exact = 1 << 53
 	return int64(f), err == nil && f == float64(int64(f)) && f <= exact && f >= -exact
-}
-
-// oneOf allows the values, given as JSON.
-func oneOf(allowed ...string) func(json.RawMessage) string {
-	return func(raw json.RawMessage) string {
-		if slices.Contains(allowed, string(raw)) {
-			return ""
-		}
-		return "is none of " + strings.Join(allowed, ", ")
-	}
-}
-
-// between allows whole numbers.
-func between(least, most int64) func(json.RawMessage) string {
-	return func(raw json.RawMessage) string {
-		if n, ok := integer(raw); ok && n >= least && n <= most {
-			return ""
-		}
-		return fmt.Sprintf("is not a whole number from %d to %d", least, most)
-	}
-}
-
-func notBlank(raw json.RawMessage) string {
-	if strings.TrimSpace(text(raw)) == "" {
-		return "is blank"
-	}
-	return ""
-}
-
-// length allows strings of so many characters.
-func length(n int) func(json.RawMessage) string {
-	return func(raw json.RawMessage) string {
-		if utf8.RuneCountInString(text(raw)) != n {
-			return fmt.Sprintf("has not %d characters", n)
-		}
-		return ""
-	}
-}
-
-// iso3 allows codes of ISO 3166-1 alpha-3 by their form.
-func iso3(raw json.RawMessage) string {
-	s := text(raw)
-	if len(s) != 3 || strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
-		return "is not an ISO3 code such as BRA"
-	}
-	return ""
-}
-
-// dateTime allows ISO 8601 with date, time and zone, as in 2025-09-20T18:41:31.219Z.
-func dateTime(raw json.RawMessage) string {
-	if _, err := time.Parse(time.RFC3339Nano, text(raw)); err != nil {
-		return "is not a date and time such as 2025-09-20T18:41:31.219Z"
-	}
-	return ""
 }
 
 // isUUID looks at the form only, in either case.
@@ -194,8 +158,6 @@ func isUUID(s string) bool {
 	}
 	return true
 }
-
-func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // reasons joins the flaws of one sort in a stable order.
 func reasons(flaws []flaw, shape bool) string {

@@ -8,6 +8,9 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/cdcsync/cdcsync/internal/shape"
+	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
 // Queued is an object in Fanbase's queue, as the queue's pages show it, with what was asked for.
@@ -44,13 +47,10 @@ func (s *Server) fanbaseUser(r *request) *answer {
 	return &a
 }
 
-var queueFields = []field{
-	{name: "action", kind: kindString, required: true, value: oneOf(`"update_fandata"`)},
-	{name: "data", kind: kindObject, required: true, fields: []field{
-		{name: "id", kind: kindString, required: true, value: notBlank},
-		{name: "cpf", kind: kindString, nullable: true},
-	}},
-}
+var queueShape = &shape.Node{Kind: shape.Object, Fields: []shape.Field{
+	{Name: "action", Required: true, Node: &shape.Node{Kind: shape.String, Enum: []string{`"update_fandata"`}}},
+	{Name: "data", Required: true, Node: elementShape(sinks.TypeFanbaseQueue)},
+}}
 
 func (s *Server) fanbaseEnqueue(r *request) answer {
 	if refused := s.fanbaseUser(r); refused != nil {
@@ -59,7 +59,7 @@ func (s *Server) fanbaseEnqueue(r *request) answer {
 	if err := document(r.body); err != nil {
 		return r.refuse(http.StatusBadRequest, err.Error())
 	}
-	if flaws := check("body", r.body, queueFields); flaws != nil {
+	if flaws := check("body", r.body, queueShape); flaws != nil {
 		return r.refuse(http.StatusBadRequest, cmp.Or(reasons(flaws, true), reasons(flaws, false)))
 	}
 	var asked struct {

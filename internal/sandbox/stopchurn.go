@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
 // Row is the last state of a row of StopChurn's, after its deletes.
@@ -124,39 +126,28 @@ func (u *update) parse(raw json.RawMessage) (reason string) {
 	if reason != "" {
 		return reason
 	}
-	brand, whole := integer(envelope.get("brandId"))
-	if kindOf(envelope.get("brandId")) != kindNumber || !whole {
-		return "data.brandId is not a whole number"
+	flaws := check("data", outer.get("data"), stopchurnShape)
+	if reason := cmp.Or(reasons(flaws, true), reasons(flaws, false)); reason != "" {
+		return reason
 	}
+	brand, _ := integer(envelope.get("brandId"))
 	u.row = Row{Brand: strconv.FormatInt(brand, 10), Table: text(envelope.get("tableName")), Data: envelope.get("data")}
-	if u.row.Table == "" {
-		return "data.tableName is not a string with a table's name"
-	}
-	if u.row.CreatedAt, reason = milliseconds(envelope.get("createdAt")); reason != "" {
-		return "data.createdAt " + reason
-	}
-	if u.row.UpdatedAt, reason = milliseconds(envelope.get("updatedAt")); reason != "" {
-		return "data.updatedAt " + reason
-	}
+	u.row.CreatedAt, _ = integer(envelope.get("createdAt"))
+	u.row.UpdatedAt, _ = integer(envelope.get("updatedAt"))
 	return u.parseRow()
 }
+
+var stopchurnShape = elementShape(sinks.TypeStopChurn)
 
 func (u *update) parseRow() (reason string) {
 	row, err := members(u.row.Data)
 	if err != nil {
 		return "data.data " + err.Error()
 	}
-	id := row.get("id")
-	switch {
-	case id == nil:
-		return "data.data.id is missing"
-	case kindOf(id) == kindNumber:
+	if id := row.get("id"); kindOf(id) == kindNumber {
 		u.row.ID = string(id)
-	default:
+	} else {
 		u.row.ID = text(id)
-	}
-	if u.row.ID == "" {
-		return "data.data.id is neither a number nor a string with content"
 	}
 	u.columns = make([]string, 0, len(row))
 	for _, m := range row {
@@ -182,19 +173,6 @@ func exactly(path string, raw json.RawMessage, names ...string) (values object, 
 		}
 	}
 	return values, ""
-}
-
-// milliseconds refuses what must be another unit: as milliseconds these are times before 1973 and after 5138.
-func milliseconds(raw json.RawMessage) (at int64, reason string) {
-	const least, most = 100_000_000_000, 100_000_000_000_000
-	if kindOf(raw) != kindNumber {
-		return 0, fmt.Sprintf("is %s and not a number of milliseconds", kindOf(raw))
-	}
-	at, whole := integer(raw)
-	if !whole || at < least || at > most {
-		return 0, "is not in milliseconds since 1970"
-	}
-	return at, ""
 }
 
 // applyUpdates checks the rows against the columns of the rows before, and stores them when all are whole.

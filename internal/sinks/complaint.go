@@ -27,7 +27,8 @@ func complaint(body []byte) (reason, code, trace string) {
 			Code    text `json:"code"`
 			Message text `json:"message"`
 		} `json:"errors"` // Fanatics
-		RC text `json:"rc"`
+		RC        text `json:"rc"`
+		Timestamp text `json:"timestamp"`
 	}
 	if json.Unmarshal(body, &envelope) != nil {
 		return bounded(string(body)), "", ""
@@ -40,7 +41,15 @@ func complaint(body []byte) (reason, code, trace string) {
 	reason = first(strings.Join(messages, "; "), string(envelope.Message), string(envelope.ErrorDescription), string(envelope.Error),
 		string(envelope.IMsg), string(envelope.Header.Msg), string(body))
 	code = first(strings.Join(codes, "; "), string(envelope.ICode), string(envelope.Header.Codigo))
-	return bounded(reason), bounded(code), bounded(string(envelope.RC))
+	return bounded(reason), bounded(code), call(envelope.RC, envelope.Timestamp)
+}
+
+// call is how Fanatics finds a call: its logs are partitioned by the time beside the id.
+func call(rc, timestamp text) string {
+	if rc == "" || timestamp == "" {
+		return bounded(string(rc + timestamp))
+	}
+	return bounded(string(rc + " at " + timestamp))
 }
 
 // text is a JSON value of any type as words: a string without quotes, an array's elements joined, null as nothing.

@@ -107,6 +107,7 @@ func (f *Fanatics) settle(got *answer, accounts []string) ([]Outcome, error) {
 		} `json:"accounts"`
 		Errors []json.RawMessage `json:"errors"`
 		RC     text              `json:"rc"`
+		At     text              `json:"timestamp"`
 	}
 	if instead := got.read(&reply); instead != "" {
 		return nil, f.notUnderstood(got, instead)
@@ -125,7 +126,7 @@ func (f *Fanatics) settle(got *answer, accounts []string) ([]Outcome, error) {
 		switch {
 		case !strings.EqualFold(string(r.Result), "ok"):
 			reason := first(string(r.Details), "the vendor says "+string(r.Result))
-			results[account] = Outcome{Status: Rejected, Reason: bounded(reason), Code: bounded(string(r.Result)), Trace: bounded(string(reply.RC))}
+			results[account] = Outcome{Status: Rejected, Reason: bounded(reason), Code: bounded(string(r.Result)), Trace: call(reply.RC, reply.At)}
 		case results[account].Status == 0: // one nok among several results of an account stands
 			results[account] = Outcome{Status: Delivered}
 		}
@@ -138,7 +139,7 @@ func (f *Fanatics) settle(got *answer, accounts []string) ([]Outcome, error) {
 	for i, account := range accounts {
 		outcome, found := results[account]
 		if !found {
-			outcome = Outcome{Status: Rejected, Reason: "the answer lacks the account", Trace: bounded(string(reply.RC))}
+			outcome = Outcome{Status: Rejected, Reason: "the answer lacks the account", Trace: call(reply.RC, reply.At)}
 		}
 		outcome.Shared = outcome.Status == Rejected && found && items[account] > 1
 		outcomes[i] = outcome

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -79,11 +80,19 @@ type batchReply struct {
 		Msg    text `json:"msg"`
 	} `json:"header"`
 	Data struct {
-		Items []fanResult `json:"items"`
+		Resume *resume     `json:"resume"`
+		Items  []fanResult `json:"items"`
 	} `json:"data"`
 }
 
+// resume is the vendor's own count of the results.
+type resume struct {
+	Success, Fail *json.Number
+	Status        text
+}
+
 type fanResult struct {
+	UserID       text  `json:"userId"` // 0 when the fan was not created
 	Success      *bool `json:"success"`
 	CPF          text  `json:"cpf"`
 	Email        text  `json:"email"`
@@ -111,6 +120,10 @@ func (b *FanbaseBatch) settle(got *answer, fans []fan) ([]Outcome, error) {
 	if len(results) == 0 {
 		return nil, b.notUnderstood(got, "has no results")
 	}
+	remark := reply.Data.Resume.contradicts(results)
+	if remark != "" && claimed && reply.Data.Resume.claimsFewer(results) {
+		return nil, &RequestError{Class: ClassBadRequest, Status: got.status, Reason: remark}
+	}
 	outcomes := make([]Outcome, len(fans))
 	for i, place := range match(fans, results) {
 		if place < 0 {
@@ -118,8 +131,53 @@ func (b *FanbaseBatch) settle(got *answer, fans []fan) ([]Outcome, error) {
 			continue
 		}
 		outcomes[i] = results[place].outcome()
+		outcomes[i].Remark = remark
 	}
 	return outcomes, nil
+}
+
+// contradicts says what of the vendor's count is not as its results say; empty when nothing is.
+func (r *resume) contradicts(results []fanResult) string {
+	if r == nil {
+		return ""
+	}
+	said := func(count *json.Number, n int) bool {
+		return count == nil || string(*count) == strconv.Itoa(n)
+	}
+	success := succeeded(results)
+	all, none := success == len(results), success == 0
+	switch {
+	case !said(r.Success, success) || !said(r.Fail, len(results)-success):
+		return "the vendor's count of successes is not that of its results"
+	case strings.EqualFold(string(r.Status), "SUCCESS") && !all, strings.EqualFold(string(r.Status), "FAILURE") && !none:
+		return "the vendor's status is not that of its results"
+	}
+	return ""
+}
+
+// claimsFewer reports whether by the vendor's count fewer fans have succeeded than by its results, which then are not believed.
+func (r *resume) claimsFewer(results []fanResult) bool {
+	if strings.EqualFold(string(r.Status), "FAILURE") {
+		return true
+	}
+	fewer := func(count *json.Number, most int) bool {
+		if count == nil {
+			return false
+		}
+		n, err := count.Int64()
+		return err != nil || n < int64(most)
+	}
+	failed := len(results) - succeeded(results)
+	return fewer(r.Success, succeeded(results)) || r.Fail != nil && string(*r.Fail) != strconv.Itoa(failed) && !fewer(r.Fail, failed)
+}
+
+func succeeded(results []fanResult) (n int) {
+	for i := range results {
+		if results[i].Success != nil && *results[i].Success {
+			n++
+		}
+	}
+	return n
 }
 
 // outcome is final: which errors would pass by themselves is not documented.
@@ -127,9 +185,10 @@ func (r *fanResult) outcome() Outcome {
 	switch {
 	case r.Success == nil || !*r.Success:
 		return Outcome{Status: Rejected, Reason: bounded(first(string(r.MessageError), "the vendor gives no reason"))}
+	case r.UserID == "0":
+		return Outcome{Status: Rejected, Reason: "the vendor says that the fan succeeded, and gives the userId 0 of one that was not created"}
 	case r.Account != nil && r.Account.Success != nil && !*r.Account.Success:
-		reason := first(string(r.Account.MessageError), "the vendor gives no reason")
-		return Outcome{Status: Delivered, Remark: bounded("the login account was not created: " + reason)}
+		return Outcome{Status: Delivered, Account: bounded(first(string(r.Account.MessageError), "the vendor gives no reason"))}
 	}
 	return Outcome{Status: Delivered}
 }

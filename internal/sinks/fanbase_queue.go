@@ -158,7 +158,7 @@ func (q *FanbaseQueue) Check(ctx context.Context) []string {
 
 func fanbaseQueueShape() shape.Item {
 	return shape.Item{Times: shape.TimesISO, Identity: [][]string{{"id"}}, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
-		{Name: "cpf", Doc: "The fan's CPF.", Node: &shape.Node{Kind: shape.String, Nullable: true}},
+		{Name: "cpf", Doc: "The fan's CPF, 11 digits, or null.", Node: &shape.Node{Kind: shape.String, Nullable: true, Check: checkCPF}},
 		{Name: "id", Required: true, Doc: "The fan's id in this system.", Node: notBlank()},
 	}}}
 }

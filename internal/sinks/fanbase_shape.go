@@ -118,9 +118,9 @@ func guestShape() *shape.Node {
 	return &shape.Node{Kind: shape.Object, Check: checkBirthday, Fields: []shape.Field{
 		{Name: "guestFanbaseId", Doc: "The guest's id in Fanbase.", Node: number()},
 		{Name: "externalId", Doc: "The guest's code in this system.", Node: words()},
-		{Name: "cpf", Doc: "CPF.", Node: words()},
+		{Name: "cpf", Doc: "CPF, 11 digits.", Node: &shape.Node{Kind: shape.String, Check: checkCPF}},
 		{Name: "email", Doc: "E-mail.", Node: words()},
-		{Name: "celular", Doc: "Mobile phone.", Node: words()},
+		{Name: "celular", Doc: "Mobile phone, digits.", Node: &shape.Node{Kind: shape.String, Check: checkPhone}},
 		{Name: "name1", Doc: "Full name.", Node: words()},
 		{Name: "gender", Doc: "M, F, O or null.", Node: gender()},
 		{Name: "socialName", Doc: "Nickname.", Node: words()},
@@ -186,8 +186,8 @@ func checkISO3(value []byte) error {
 }
 
 func checkState(value []byte) error {
-	if len(value) != len(`"SP"`) {
-		return errors.New("must be a state in two letters, such as SP")
+	if len(value) != len(`"SP"`) || strings.Trim(string(value[1:3]), "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
+		return errors.New("must be a state in two capitals, such as SP")
 	}
 	return nil
 }
@@ -227,18 +227,40 @@ func checkNumbers(array []byte) error {
 	return errors.New("must hold a CPF (numberType 1) or an e-mail (numberType 4)")
 }
 
+// checkCPF asks for eleven digits, without formatting.
+func checkCPF(value []byte) error {
+	if text := strings.Trim(string(value), `"`); len(text) != cpfDigits || digits(text) != cpfDigits {
+		return errors.New("must be 11 digits as a CPF; use =digits(column)")
+	}
+	return nil
+}
+
+func checkPhone(value []byte) error {
+	if !isPhone(strings.Trim(string(value), `"`)) {
+		return errors.New("must be digits as a phone; use =digits(column)")
+	}
+	return nil
+}
+
+// isPhone allows a plus in front of the digits, as some of the vendor's pages show it.
+func isPhone(s string) bool {
+	s = strings.TrimPrefix(s, "+")
+	return s != "" && digits(s) == len(s)
+}
+
+const cpfDigits = 11
+
 func checkNumber(object []byte) error {
 	var n struct {
 		Type   text   `json:"numberType"`
 		Number string `json:"number"`
 	}
 	_ = json.Unmarshal(object, &n) // of values of other types, the fields' own shapes speak
-	const cpf = 11
 	local, domain, at := strings.Cut(n.Number, "@")
 	switch {
-	case n.Type == numberCPF && (len(n.Number) != cpf || digits(n.Number) != cpf):
+	case n.Type == numberCPF && (len(n.Number) != cpfDigits || digits(n.Number) != cpfDigits):
 		return errors.New("must be 11 digits as a CPF; use =digits(column)")
-	case n.Type == numberPhone && strings.Trim(n.Number, "+0123456789") != "":
+	case n.Type == numberPhone && !isPhone(n.Number):
 		return errors.New("must be digits as a phone; use =digits(column)")
 	case n.Type == numberEmail && (!at || local == "" || domain == "" || strings.ContainsAny(n.Number, " \t\r\n")):
 		return errors.New("is no e-mail")

@@ -100,7 +100,8 @@ func TestFanbaseBatchOutcomes(t *testing.T) {
 		{"a CPF twice with one answer", 200, batchReply(1, `{"success":true,"cpf":"11111111111"}`), []string{three[0], three[0]}, []sinks.Outcome{delivered(), delivered()}},
 		{"one e-mail of two fans", 200, batchReply(1, `{"success":false,"cpf":"22222222222","email":"both@x.test","messageError":"no bia"}`), []string{batchItem(ana, "both@x.test"), batchItem(bia, "both@x.test")}, []sinks.Outcome{lacks, failedBia}},
 		{"one e-mail of two fans, of whom one is answered twice", 200, batchReply(1, `{"success":true,"cpf":"22222222222","email":"both@x.test"},{"success":true,"cpf":"22222222222","email":"both@x.test"}`), []string{batchItem(ana, "both@x.test"), batchItem(bia, "both@x.test")}, []sinks.Outcome{lacks, delivered()}},
-		{"account failed", 200, batchReply(1, `{"success":true,"cpf":"11111111111","account":{"success":false,"login":"1","messageError":"login taken"}}`), three[:1], []sinks.Outcome{{Status: sinks.Delivered, Remark: "the login account was not created: login taken"}}},
+		{"account failed", 200, batchReply(1, `{"success":true,"cpf":"11111111111","account":{"success":false,"login":"1","messageError":"login taken"}}`), three[:1], []sinks.Outcome{{Status: sinks.Delivered, Account: "login taken"}}},
+		{"success without a fan", 200, batchReply(1, `{"userId":0,"success":true,"cpf":"11111111111"}`), three[:1], []sinks.Outcome{rejected("the vendor says that the fan succeeded, and gives the userId 0 of one that was not created")}},
 		{"account made", 200, batchReply(1, `{"success":true,"cpf":"11111111111","account":{"success":true}}`), three[:1], []sinks.Outcome{delivered()}},
 		{"no word of success", 200, batchReply(1, `{"cpf":"11111111111"}`), three[:1], []sinks.Outcome{rejected("the vendor gives no reason")}},
 		{"all failed, and the header too", 200, batchReply(2, `{"success":false,"cpf":"11111111111","messageError":"a"},{"success":false,"cpf":"22222222222","messageError":"no bia"}`), three[:2], []sinks.Outcome{rejected("a"), failedBia}},
@@ -206,7 +207,7 @@ func TestFanaticsFailures(t *testing.T) {
 	for _, status := range []int{201, 400} {
 		_, _, err := deliver(t, sinks.TypeFanatics, sinks.Config{}, status, wrapper, approval(1, `"t":true`))
 		checkError(t, err, want{sinks.ClassBadRequest, status, 0, "bad payload; worse"})
-		text := fmt.Sprintf("status %d %s: bad payload worse (code 4711; E2) (rc R1)", status, http.StatusText(status))
+		text := fmt.Sprintf("status %d %s: bad payload worse (code 4711; E2) (rc R1 at 2025-08-06T18:30:00.000Z)", status, http.StatusText(status))
 		if err.Error() != text {
 			t.Errorf("got  %s\nwant %s", err, text)
 		}

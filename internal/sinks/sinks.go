@@ -134,7 +134,8 @@ type Outcome struct {
 	Trace    string        // the vendor's id for the call (Fanatics rc), where there is one
 	Tracking string        // Accepted: what Confirm takes
 	Shared   bool          // Rejected: the verdict is on several items of the request together; alone, each may be taken
-	Remark   string        // worth recording although the item was delivered (Fanbase: the account was not created)
+	Remark   string        // worth recording although the item was delivered
+	Account  string        // Delivered: why the login account that the item asks for was not created (Fanbase)
 }
 
 // Class says what to do about a request that failed as a whole.

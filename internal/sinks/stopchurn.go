@@ -3,10 +3,13 @@ package sinks
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -125,21 +128,68 @@ func delivered(n int) []Outcome {
 
 func stopChurnShape() shape.Item {
 	return shape.Item{Times: shape.TimesUnixMilli, Identity: [][]string{{"brandId"}, {"tableName"}, {"data", "id"}}, Root: &shape.Node{Kind: shape.Object, Fields: []shape.Field{
-		{Name: "brandId", Required: true, Doc: "The brand's id in StopChurn.", Node: &shape.Node{Kind: shape.Number}},
+		{Name: "brandId", Required: true, Doc: "The brand's id in StopChurn.", Node: &shape.Node{Kind: shape.Number, Check: checkBrand}},
 		{Name: "tableName", Required: true, Doc: "The table as it is named in StopChurn's Back Office.", Node: notBlank()},
 		{Name: "data", Required: true, Doc: "The whole row: every column of the table's definition.", Node: &shape.Node{
 			Kind: shape.Object, Open: true, Fields: []shape.Field{
 				{Name: "id", Required: true, Doc: "The row's identifier, a string or a number.", Node: &shape.Node{Kind: shape.Any, Check: checkID}},
 			},
 		}},
-		{Name: "createdAt", Required: true, Doc: "When the row was created, in unix milliseconds.", Node: &shape.Node{Kind: shape.Number}},
-		{Name: "updatedAt", Required: true, Doc: "When the row was updated, in unix milliseconds.", Node: &shape.Node{Kind: shape.Number}},
+		{Name: "createdAt", Required: true, Doc: "When the row was created, in unix milliseconds.", Node: milliseconds()},
+		{Name: "updatedAt", Required: true, Doc: "When the row was updated, in unix milliseconds.", Node: milliseconds()},
 	}}}
 }
 
-func checkID(value []byte) error {
-	if len(value) == 0 || (value[0] != '"' && value[0] != '-' && (value[0] < '0' || value[0] > '9')) || string(value) == `""` {
-		return errors.New("must be a string or a number")
+// milliseconds refuses what must be another unit: seconds of 1973 to 5138, and microseconds. What is less is a day of January 1970, or a constant.
+func milliseconds() *shape.Node {
+	const seconds, least, most = 100_000_000, 100_000_000_000, 100_000_000_000_000
+	return &shape.Node{Kind: shape.Number, Check: func(value []byte) error {
+		f, err := parseNumber(value)
+		switch size := math.Abs(f); {
+		case err != nil || size > most:
+			return errors.New("is not in milliseconds since 1970: it is too large, such as microseconds")
+		case f != math.Trunc(f):
+			return errors.New("is not in milliseconds since 1970: it has a fraction")
+		case size >= seconds && size < least:
+			return errors.New("is not in milliseconds since 1970: it is in seconds, it seems; a timestamp column is sent in milliseconds by itself, and =ms(column) computes them")
+		}
+		return nil
+	}}
+}
+
+// parseNumber parses a JSON number, mostly one of digits only, for which nothing is allocated.
+func parseNumber(value []byte) (float64, error) {
+	n, exact := 0, len(value) < len("1000000000000000000")
+	for _, b := range value {
+		exact = exact && '0' <= b && b <= '9'
+		n = 10*n + int(b-'0')
+	}
+	if exact {
+		return float64(n), nil
+	}
+	return strconv.ParseFloat(string(value), 64)
+}
+
+// checkBrand wants a whole number.
+func checkBrand(value []byte) error {
+	if f, err := parseNumber(value); err != nil || f != math.Trunc(f) {
+		return errors.New("must be a whole number")
 	}
 	return nil
+}
+
+func checkID(value []byte) error {
+	if len(value) == 0 || value[0] != '"' && value[0] != '-' && (value[0] < '0' || value[0] > '9') {
+		return errors.New("must be a string or a number")
+	}
+	if value[0] == '"' && blank(value[1:len(value)-1]) {
+		return errors.New("is blank")
+	}
+	return nil
+}
+
+// blank reports whether a JSON string's content has nothing but white space, which may be escaped.
+func blank(content []byte) bool {
+	var s string
+	return json.Unmarshal(append(append([]byte{'"'}, content...), '"'), &s) == nil && strings.TrimSpace(s) == ""
 }

@@ -33,7 +33,7 @@ func validate(n *shape.Node, value []byte) error { return validateAt(n, "", valu
 
 func validateAt(n *shape.Node, path string, value []byte) error {
 	if string(value) == "null" {
-		if n.Nullable || n.Kind == shape.Any {
+		if n.Nullable || n.Kind == shape.Any && n.Check == nil {
 			return nil
 		}
 		return &shapeError{path, "is null"}
