@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,6 +60,8 @@ type Fault struct {
 	Status     int      `json:"status,omitempty"`      // status: HTTP status
 	Body       string   `json:"body,omitempty"`        // status: sent as it is; empty gives the vendor's own failure body
 	RetryAfter string   `json:"retry_after,omitempty"` // status: the header, seconds or an HTTP date
+	Location   string   `json:"location,omitempty"`    // status: the header of a redirect
+	Gzip       bool     `json:"gzip,omitempty"`        // status: the body in gzip, whatever the client accepts
 	Delay      Duration `json:"delay,omitempty"`       // delay: how long
 	Message    string   `json:"message,omitempty"`     // reject, reject_account: the vendor's words
 
@@ -309,6 +312,17 @@ func (s *Server) injectStatus(w http.ResponseWriter, r *request, f *Fault, a *an
 	a.status, a.reason = f.Status, "fault"
 	if f.RetryAfter != "" {
 		w.Header().Set("Retry-After", f.RetryAfter)
+	}
+	if f.Location != "" {
+		w.Header().Set("Location", f.Location)
+	}
+	if f.Gzip {
+		w.Header().Set("Content-Encoding", "gzip")
+		w.WriteHeader(f.Status)
+		zipped := gzip.NewWriter(w)
+		_, _ = io.WriteString(zipped, f.Body)
+		_ = zipped.Close()
+		return
 	}
 	if f.Body == "" {
 		writeJSON(w, f.Status, r.endpoint.failure(f.Status, "injected fault"))
