@@ -16,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cdcsync/cdcsync/internal/buffer"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/config"
 	"github.com/cdcsync/cdcsync/internal/mapping"
@@ -167,7 +166,7 @@ func (x *exporter) tables(ctx context.Context, templates []*mapping.Template) er
 
 // withSlot makes the slot first and keeps it only when the files are whole.
 func (x *exporter) withSlot(ctx context.Context, cfg *config.Config, templates []*mapping.Template, logger *slog.Logger) (err error) {
-	b, err := buffer.Open(ctx, bufferConfig(cfg), logger, nil)
+	b, err := openBuffer(ctx, cfg, &x.source, logger, nil, false)
 	if err != nil {
 		return fmt.Errorf("buffer: %w", err)
 	}
@@ -185,7 +184,7 @@ func (x *exporter) withSlot(ctx context.Context, cfg *config.Config, templates [
 		return err
 	}
 	if stored || known != nil {
-		return fmt.Errorf("the buffer in %s belongs to a slot already: export without --with-slot and use a backfill, or empty it", cfg.Buffer.Dir)
+		return fmt.Errorf("the buffer in %s belongs to a slot already: export without --with-slot and use a backfill", cfg.Buffer.Dir)
 	}
 	reservation, err := replication.Reserve(ctx, x.source, logger)
 	if err != nil {

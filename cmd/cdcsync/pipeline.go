@@ -47,7 +47,7 @@ type pipeline struct {
 	lag atomic.Pointer[replication.Lag] // what the source last said of the slot; nil before
 }
 
-// newPipeline opens what needs no source: the buffer and the admin listener. Run goes on from there. The sinks in skipMissed go on
+// newPipeline opens the buffer, which is known to be this source's then, and the admin listener. Run goes on from there. The sinks in skipMissed go on
 // although blocks are gone that they have not settled.
 func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.Template, logger *slog.Logger, skipMissed ...string) (_ *pipeline, err error) {
 	p := &pipeline{cfg: cfg, templates: templates, logger: logger, metrics: prometheus.NewRegistry()}
@@ -57,10 +57,13 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 			p.close(ctx)
 		}
 	}()
-	if p.buffer, err = buffer.Open(ctx, bufferConfig(cfg), logger, p.metrics); err != nil {
+	source := sourceConfig(cfg, templates)
+	if p.buffer, err = openBuffer(ctx, cfg, &source, logger, p.metrics, false); err != nil {
 		return nil, fmt.Errorf("buffer: %w", err)
 	}
-	source := sourceConfig(cfg, templates)
+	if err := refuseUnrecovered(ctx, p.buffer); err != nil {
+		return nil, err
+	}
 	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
 	if err != nil {
 		return nil, err

@@ -48,9 +48,8 @@ func (a *app) recover(ctx context.Context, yes bool) (err error) {
 		return err
 	}
 	logger := a.newLogger(cfg.Log)
-	opening := bufferConfig(cfg)
-	opening.Repair = yes
-	b, err := buffer.Open(ctx, opening, logger, nil)
+	source := sourceConfig(cfg, templates)
+	b, err := openBuffer(ctx, cfg, &source, logger, nil, yes)
 	if err != nil {
 		return fmt.Errorf("buffer: %w", err)
 	}
@@ -59,41 +58,50 @@ func (a *app) recover(ctx context.Context, yes bool) (err error) {
 		defer cancel()
 		err = errors.Join(err, b.Close(grace))
 	}()
-	source := sourceConfig(cfg, templates)
+	plan, err := loadRecoveryPlan(ctx, b)
+	if err != nil {
+		return err
+	}
 	r, err := replication.OpenRecovery(ctx, source, b, logger)
 	if err != nil {
 		return err
 	}
 	defer r.Close(context.WithoutCancel(ctx))
-	if r.Reason == "" {
+	if r.Reason == "" && plan == nil {
 		_, err := fmt.Fprintln(a.stdout, "Slot and buffer belong together: there is nothing to recover. Start the daemon with cdcsync run.")
 		return err
 	}
 	tables := sentTables(templates)
-	a.explainRecovery(r, &source, tables)
+	rec := &recovery{Recovery: r, cfg: cfg, buffer: b, source: source, logger: logger, plan: plan}
+	a.explainRecovery(rec, tables)
 	if !yes {
 		return errors.New("nothing was done: run it again with --yes")
 	}
-	rec := &recovery{Recovery: r, cfg: cfg, buffer: b, source: source, logger: logger}
 	if err := rec.run(ctx, tables); err != nil {
-		return err
+		return fmt.Errorf("%w; what was done is kept: run cdcsync recover --yes again", err)
 	}
 	a.tellRecovered(rec, tables)
 	return nil
 }
 
-func (a *app) explainRecovery(r *replication.Recovery, source *replication.Config, tables []replication.BackfillSpec) {
-	fmt.Fprintf(a.stdout, "What happened: %s.\n\nWhat recover does:\n", r.Reason)
+func (a *app) explainRecovery(r *recovery, tables []replication.BackfillSpec) {
+	reason := r.Reason
+	if r.plan != nil {
+		reason = r.plan.Reason
+		fmt.Fprintf(a.stdout, "A recovery of %s was not finished. It is gone on with.\n\n", r.plan.Begun.Format(time.DateTime))
+	}
+	fmt.Fprintf(a.stdout, "What happened: %s.\n\nWhat recover does:\n", reason)
 	if r.NewSlot {
-		fmt.Fprintf(a.stdout, "  - makes slot %q anew: changes are captured from then on\n", source.Slot)
+		fmt.Fprintf(a.stdout, "  - makes slot %q anew: changes are captured from then on\n", r.source.Slot)
 	} else {
-		fmt.Fprintf(a.stdout, "  - goes on with slot %q from where it stands\n", source.Slot)
+		fmt.Fprintf(a.stdout, "  - goes on with slot %q from where it stands\n", r.source.Slot)
 	}
 	fmt.Fprintln(a.stdout, "  - sends rows as deletes that the buffer still has and the tables have no longer")
 	for _, t := range tables {
 		fmt.Fprintf(a.stdout, "  - sends all rows of %s to %s, as soon as the daemon runs\n", t.Table, strings.Join(t.Sinks, ", "))
 	}
-	fmt.Fprintln(a.stdout, "\nWhat it cannot do: rows that were deleted while nothing was captured, and that have left the buffer, stay with the vendors.")
+	fmt.Fprintln(a.stdout, "\nWhat the buffer has for the sinks is kept and delivered.")
+	fmt.Fprintln(a.stdout, "What it cannot do: rows that were deleted while nothing was captured, and that have left the buffer, stay with the vendors.")
 	fmt.Fprintln(a.stdout)
 }
 
@@ -112,23 +120,47 @@ type recovery struct {
 	buffer *buffer.Buffer
 	source replication.Config
 	logger *slog.Logger
+	plan   *recoveryPlan // nil until it is stored
 
 	begin    cdc.LSN
 	vanished replication.Vanished
 	deleted  int
 }
 
-// run makes the slot first: what is deleted from then on comes with the stream.
+// run stores its plan, then makes the slot: what is deleted from then on comes with the stream. Every step may be repeated.
 func (r *recovery) run(ctx context.Context, tables []replication.BackfillSpec) (err error) {
 	if err := r.readBuffer(ctx); err != nil {
+		return err
+	}
+	if r.plan == nil {
+		r.plan = &recoveryPlan{Reason: r.Reason, Begun: time.Now().UTC().Truncate(time.Second), Since: r.Since()}
+		for _, t := range tables {
+			r.plan.Tables = append(r.plan.Tables, plannedSend{Table: t.Table.String()})
+		}
+	}
+	if err := r.plan.store(ctx, r.buffer); err != nil {
 		return err
 	}
 	if r.begin, err = r.Run(ctx); err != nil {
 		return err
 	}
+	if r.plan.Since > r.begin { // the source is at an earlier time than the buffer
+		r.plan.Since = 0
+	}
+	if err := r.plan.recordGaps(ctx, r.buffer, tables, r.begin); err != nil {
+		return err
+	}
 	if err := r.deleteVanished(ctx); err != nil {
 		return err
 	}
+	if err := r.startBackfills(ctx, tables); err != nil {
+		return err
+	}
+	return r.buffer.DeleteValue(ctx, recoveryPlanName)
+}
+
+// startBackfills begins with every table anew: what an earlier attempt has started has sent nothing yet.
+func (r *recovery) startBackfills(ctx context.Context, tables []replication.BackfillSpec) error {
 	backfills, err := replication.NewBackfills(ctx, replication.BackfillConfig{URL: r.source.URL, Publication: r.source.Publication}, r.buffer, deliveries{r.buffer, r.cfg.Sinks}, r.logger)
 	if err != nil {
 		return err
@@ -141,8 +173,12 @@ func (r *recovery) run(ctx context.Context, tables []replication.BackfillSpec) (
 		}
 	}
 	for _, t := range tables {
-		if _, err := backfills.Start(ctx, t); err != nil {
+		started, err := backfills.Start(ctx, t)
+		if err != nil {
 			return fmt.Errorf("backfill of %s: %w", t.Table, err)
+		}
+		if err := r.plan.closedBy(ctx, r.buffer, t.Table.String(), started.ID); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -40,6 +40,10 @@ type Config struct {
 	// Repair lets Open go on where it refuses since cursors or values were lost: what is not known of a sink's cursor begins at
 	// the first stored block, so that everything stored is delivered again, and what else is lost becomes a gap.
 	Repair bool
+	// Claim verifies whose buffer it is before anything of it is used; nil for no check. It is given what it returned when the buffer
+	// was opened first and what SetSource stored, nil for nothing, and returns what is to be stored, nil for nothing. It may be called
+	// more than once.
+	Claim func(ctx context.Context, claimed, source []byte) ([]byte, error)
 }
 
 // NATSConfig reaches an external cluster, of NATS 2.11 or newer.
@@ -114,6 +118,7 @@ type Buffer struct {
 	appended chan struct{} // closed and replaced when a block has been stored
 	trimmed  chan struct{} // closed and replaced when room has been made
 
+	rewind  rewind // guarded by mu
 	cursors cursors
 	letters letterIndex
 	tracked trackLog
@@ -202,15 +207,17 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, reg prometheus.R
 	if b.folder != nil {
 		b.loops.Go(func() { b.watch(loops) })
 	}
-	if err := b.createStreams(ctx); err != nil {
-		return nil, fmt.Errorf("open buffer: %w", err)
+	for _, step := range []func(context.Context) error{b.claim, b.createStreams, b.enter} {
+		if err := step(ctx); err != nil {
+			return nil, fmt.Errorf("open buffer: %w", err)
+		}
 	}
 	b.folder.streamsMade()
 	if _, _, err := b.Tail(ctx); err != nil {
 		return nil, fmt.Errorf("open buffer: %w", err)
 	}
 	b.readCensus()
-	for _, load := range []func(context.Context) error{b.loadNames, b.loadGaps, b.loadTables, b.loadCursors, b.recordLostValues, b.loadLetters, b.loadTracked} {
+	for _, load := range []func(context.Context) error{b.loadNames, b.loadRewind, b.loadGaps, b.loadTables, b.loadCursors, b.recordLostValues, b.loadLetters, b.loadTracked} {
 		if err := load(ctx); err != nil {
 			return nil, fmt.Errorf("open buffer: %w", err)
 		}

@@ -313,7 +313,7 @@ func (b *Buffer) settle(sink string, seq uint64, resume cdc.LSN) {
 	if seq <= at.Seq {
 		return
 	}
-	b.cursors.now[sink] = cursor{Seq: seq, Resume: max(resume, at.Resume), At: time.Now().UTC()}
+	b.cursors.now[sink] = cursor{Seq: seq, Resume: max(resume, b.rewind.floor(at)), At: time.Now().UTC()}
 	b.cursors.version++
 	wake(b.cursors.dirty)
 }
@@ -324,7 +324,7 @@ func (b *Buffer) Delivered() cdc.LSN {
 	defer b.mu.Unlock()
 	least := b.stored.endResume
 	for _, sink := range b.cfg.Sinks {
-		least = min(least, b.cursors.now[sink].Resume)
+		least = min(least, b.rewind.resume(b.cursors.now[sink]))
 	}
 	return least
 }

@@ -34,7 +34,8 @@ const (
 
 const (
 	blockMagic   = 0xCB
-	blockVersion = 1
+	blockVersion = 2
+	noWitness    = 1 // the version whose footers have no Witness
 	blockTail    = 4 + 1 + 1
 )
 
@@ -45,6 +46,8 @@ type Footer struct {
 	LastCommit time.Time
 	// Changes counts the changes in the block.
 	Changes uint32
+	// Witness is the last transaction before Resume.End, whether the block has changes of it or not.
+	Witness Witness
 	// State is the capture's own: what it must know to go on after this block (progress of backfills). Opaque here.
 	State []byte
 }
@@ -57,6 +60,14 @@ type Resume struct {
 	// that are stored (or left out on purpose), so that capture skips as many when the server sends it again.
 	Open    LSN
 	Ordinal uint32
+}
+
+// Witness is a transaction by which a server's history is known again: another history has another one at this place, or none.
+// The zero Witness is none.
+type Witness struct {
+	Commit LSN       `json:"commit"`
+	XID    uint32    `json:"xid"`
+	At     time.Time `json:"at"` // commit time, to the microsecond
 }
 
 // Writer builds one block at a time. The zero Writer is ready; it is not safe for concurrent use.
@@ -103,6 +114,12 @@ func (w *Writer) Advance(end LSN) {
 		w.footer.Resume.End = end
 	}
 }
+
+// Witness records the last transaction that was received whole.
+func (w *Writer) Witness(t Witness) { w.footer.Witness = t }
+
+// Witnessed is the footer's Witness as it stands.
+func (w *Writer) Witnessed() Witness { return w.footer.Witness }
 
 // Begin opens a transaction. ordinal counts the changes of it that are stored already, in blocks before.
 func (w *Writer) Begin(xid uint32, commit LSN, at time.Time, ordinal uint32) {
@@ -236,7 +253,7 @@ func (w *Writer) Seal(state, spare []byte) []byte {
 	block := w.buf
 
 	w.buf = spare[:0]
-	w.footer = Footer{Resume: w.footer.Resume}
+	w.footer = Footer{Resume: w.footer.Resume, Witness: w.footer.Witness}
 	clear(w.have)
 	if w.commit != 0 {
 		w.footer.LastCommit = time.UnixMicro(w.at)
@@ -252,13 +269,28 @@ func (f *Footer) append(dst []byte) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(f.Resume.End))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(f.Resume.Open))
 	dst = binary.BigEndian.AppendUint32(dst, f.Resume.Ordinal)
-	var at int64
-	if !f.LastCommit.IsZero() {
-		at = f.LastCommit.UnixMicro()
-	}
-	dst = binary.BigEndian.AppendUint64(dst, uint64(at))
+	dst = appendTime(dst, f.LastCommit)
 	dst = binary.BigEndian.AppendUint32(dst, f.Changes)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(f.Witness.Commit))
+	dst = binary.BigEndian.AppendUint32(dst, f.Witness.XID)
+	dst = appendTime(dst, f.Witness.At)
 	return append(dst, f.State...)
+}
+
+// appendTime appends µs since 1970, 0 for the zero time.
+func appendTime(dst []byte, t time.Time) []byte {
+	var at int64
+	if !t.IsZero() {
+		at = t.UnixMicro()
+	}
+	return binary.BigEndian.AppendUint64(dst, uint64(at))
+}
+
+func (r *reader) time() time.Time {
+	if at := int64(r.uint64()); at != 0 {
+		return time.UnixMicro(at)
+	}
+	return time.Time{}
 }
 
 // ReadFooter returns a block's footer without reading its frames. State aliases the block.
@@ -272,8 +304,9 @@ func splitBlock(block []byte) (f Footer, frames []byte, err error) {
 	if n < 0 || block[len(block)-1] != blockMagic {
 		return f, nil, corrupt("no block: %d bytes without the closing mark", len(block))
 	}
-	if v := block[len(block)-2]; v != blockVersion {
-		return f, nil, corrupt("block of format %d, this version reads %d: run the version that wrote it until the buffer is empty", v, blockVersion)
+	version := block[len(block)-2]
+	if version != blockVersion && version != noWitness {
+		return f, nil, corrupt("block of format %d, this version reads %d: run the version that wrote it until the buffer is empty", version, blockVersion)
 	}
 	start := n - int(binary.BigEndian.Uint32(block[n:]))
 	if start < 0 {
@@ -281,10 +314,11 @@ func splitBlock(block []byte) (f Footer, frames []byte, err error) {
 	}
 	r := reader{buf: block[start:n]}
 	f.Resume.End, f.Resume.Open, f.Resume.Ordinal = LSN(r.uint64()), LSN(r.uint64()), r.uint32()
-	if at := int64(r.uint64()); at != 0 {
-		f.LastCommit = time.UnixMicro(at)
-	}
+	f.LastCommit = r.time()
 	f.Changes = r.uint32()
+	if version != noWitness {
+		f.Witness = Witness{Commit: LSN(r.uint64()), XID: r.uint32(), At: r.time()}
+	}
 	if len(r.buf) > 0 {
 		f.State = r.buf
 	}

@@ -51,6 +51,11 @@ func (s *session) carryBackfills(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
+	select {
+	case <-s.history.shown: // else rows would be stored behind changes that never happened there
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	for {
 		e, run, err := b.next(ctx)
 		if err != nil {

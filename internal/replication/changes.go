@@ -35,9 +35,15 @@ func (s *session) begin(m []byte) error {
 		return err
 	}
 	resume := s.out.writer.Resume()
+	again, err := s.history.begin(&b)
 	switch {
+	case err != nil:
+		return err
 	case s.tx.commit != 0:
 		return fmt.Errorf("transaction %s begins before the end of this one", b.commit)
+	case again:
+		s.tx = transaction{xid: b.xid, commit: b.commit, at: b.at, again: true}
+		return nil
 	case b.commit < resume.End:
 		return fmt.Errorf("transaction %s lies before %s, up to which everything is stored", b.commit, resume.End)
 	}
@@ -65,6 +71,7 @@ func (s *session) commit(m []byte) error {
 		s.out.writer.Commit(c.end)
 		s.out.dirty = true
 	}
+	s.out.writer.Witness(cdc.Witness{Commit: s.tx.commit, XID: s.tx.xid, At: s.tx.at})
 	s.advance(c.end)
 	s.tx = transaction{}
 	s.appendPending()
@@ -75,7 +82,7 @@ func (s *session) commit(m []byte) error {
 func (s *session) count(rel *relation) bool {
 	s.tx.ordinal++
 	switch {
-	case s.tx.ordinal <= s.tx.stored:
+	case s.tx.again, s.tx.ordinal <= s.tx.stored:
 		s.tally.repeated++
 		return false
 	case !rel.mapped:

@@ -160,18 +160,6 @@ func (w *wire) row(ctx context.Context, c command) ([][]byte, error) {
 	return results[0].Rows[0], nil
 }
 
-// identify returns the system identifier.
-func (w *wire) identify(ctx context.Context) (string, error) {
-	row, err := w.row(ctx, command{"IDENTIFY_SYSTEM"})
-	if err == nil && len(row) == 0 {
-		err = errors.New("no row")
-	}
-	if err != nil {
-		return "", fmt.Errorf("identify system: %w", err)
-	}
-	return string(row[0]), nil
-}
-
 // reserve makes a slot and returns where it begins, and the name of a snapshot that shows exactly what lies before.
 func (w *wire) reserve(ctx context.Context, slot string) (at cdc.LSN, snapshot string, err error) {
 	// The spelling that versions 14 to 18 all read.

@@ -13,6 +13,8 @@ type Error struct {
 	Reason   string // what is wrong, and what is at risk
 	Solution string // the command or step that mends it
 	Err      error  // the server's words, where there are any
+
+	undecodable bool // the slot that there is will never stream again
 }
 
 func (e *Error) Error() string {
@@ -128,12 +130,9 @@ func streamError(cfg *Config, err error) error {
 	case code == codeObjectInUse: // somebody was quicker since we looked
 		return &busyError{slot: cfg.Slot, holder: message}
 	case code == codeUndefinedObject && strings.Contains(message, "publication"):
-		return &Error{
-			Reason: fmt.Sprintf("publication %q did not exist yet, or was dropped, where slot %q stands: the changes from there on cannot be decoded",
-				cfg.Publication, cfg.Slot),
-			Solution: "make the publication, then drop and recreate the slot, empty the buffer and send the tables again: " + dropSlot(cfg.Slot),
-			Err:      err,
-		}
+		refused := unpublishedError(cfg)
+		refused.Err = err
+		return refused
 	case code == codeConfigurationLimit:
 		return &Error{
 			Reason:   "the server has no free replication slot",
@@ -146,6 +145,16 @@ func streamError(cfg *Config, err error) error {
 		return walLevelError("", err)
 	}
 	return fmt.Errorf("replication: %w", err)
+}
+
+// unpublishedError is for a publication that was not there all the time that the slot is to be decoded for.
+func unpublishedError(cfg *Config) *Error {
+	return &Error{
+		Reason: fmt.Sprintf("publication %q was dropped, or made anew, behind where slot %q stands: the changes up to then cannot be decoded",
+			cfg.Publication, cfg.Slot),
+		Solution:    startAnew(cfg.Slot),
+		undecodable: true,
+	}
 }
 
 // isLost knows the server's ways of saying that a slot's WAL is gone (slot.c, logical.c; the words changed from 14 to 18).
@@ -162,8 +171,9 @@ func lostError(slot string, err error) *Error {
 	return &Error{
 		Reason: fmt.Sprintf("slot %q is lost: the server has removed or invalidated WAL that it needed, so changes since its last confirmed position will never arrive",
 			slot),
-		Solution: startAnew(slot) + "; raise max_slot_wal_keep_size so that it does not happen again",
-		Err:      err,
+		Solution:    startAnew(slot) + "; raise max_slot_wal_keep_size so that it does not happen again",
+		Err:         err,
+		undecodable: true,
 	}
 }
 

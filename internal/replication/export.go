@@ -114,9 +114,11 @@ func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservati
 			Solution: "export without --with-slot, or, if nothing needs the slot: " + dropSlot(cfg.Slot),
 		}
 	}
-	if r.source.System, err = server.wire.identify(ctx); err != nil {
+	now, err := server.wire.identify(ctx)
+	if err != nil {
 		return nil, err
 	}
+	r.source.System, r.source.Timeline, r.source.Database = now.id, now.timeline, sv.databaseOID
 	s := &Stream{cfg: cfg, logger: logger}
 	if cfg.Manage {
 		if err := s.managePublication(ctx, server.sql, sv); err != nil {

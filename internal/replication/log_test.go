@@ -84,6 +84,8 @@ func (l *memLog) SetSource(_ context.Context, state []byte) error {
 	return nil
 }
 
+func (l *memLog) Rewind(context.Context, cdc.LSN) error { return nil }
+
 func (l *memLog) Delivered() cdc.LSN {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -41,9 +41,10 @@ type outbox struct {
 	spare  []byte     // memory for a block
 	mark   *chunkMark // the footer's State; nil for none
 
-	stored    cdc.Resume // of the last block in the log
-	persisted cdc.LSN    // the incarnation's Confirmed, as the log has it
-	persist   cdc.LSN    // wanted there; 0 for nothing
+	stored    cdc.Resume  // of the last block in the log
+	persisted cdc.LSN     // the incarnation's Confirmed, as the log has it
+	persist   cdc.LSN     // wanted there; 0 for nothing
+	witness   cdc.Witness // of persist
 
 	work chan struct{} // size 1: there may be something for the publisher
 	room chan struct{} // size 1: there may be room for the reader
@@ -57,7 +58,7 @@ type parcel struct {
 }
 
 // newOutbox goes on after tail; before confirmed nothing is missing even where tail does not say so.
-func newOutbox(tail cdc.Footer, confirmed cdc.LSN) *outbox {
+func newOutbox(tail cdc.Footer, confirmed cdc.LSN, witness cdc.Witness) *outbox {
 	o := &outbox{
 		mark: decodeMark(tail.State), stored: tail.Resume, persisted: confirmed,
 		work: make(chan struct{}, 1), room: make(chan struct{}, 1),
@@ -65,6 +66,7 @@ func newOutbox(tail cdc.Footer, confirmed cdc.LSN) *outbox {
 	resume := tail.Resume
 	resume.End = max(resume.End, confirmed)
 	o.writer.Continue(resume)
+	o.writer.Witness(witness)
 	return o
 }
 
@@ -221,18 +223,20 @@ func (o *outbox) progress() progress {
 func (o *outbox) remember(lsn cdc.LSN) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.persist = max(o.persist, lsn)
+	if lsn > o.persist { // everything that was received lies before it
+		o.persist, o.witness = lsn, o.writer.Witnessed()
+	}
 	o.offer()
 }
 
-// wanted is the LSN to remember, 0 for none.
-func (o *outbox) wanted() cdc.LSN {
+// wanted is the LSN to remember, 0 for none, and the last transaction before it.
+func (o *outbox) wanted() (cdc.LSN, cdc.Witness) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.persist <= o.persisted {
-		return 0
+		return 0, cdc.Witness{}
 	}
-	return o.persist
+	return o.persist, o.witness
 }
 
 func (o *outbox) remembered(lsn cdc.LSN) {
@@ -257,5 +261,6 @@ type transaction struct {
 	stored  uint32 // of these, in the log from before a reconnect
 	skipped uint32 // received since the last one that was written
 	begun   bool   // the writer has it
+	again   bool   // the log has all of it
 	bytes   int64  // received
 }

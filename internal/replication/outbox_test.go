@@ -11,7 +11,7 @@ import (
 
 // A quiet stream's block is taken at once; a busy one's when it is full or has waited.
 func TestBusyBlocksAreLeftToFill(t *testing.T) {
-	o := newOutbox(cdc.Footer{}, 0)
+	o := newOutbox(cdc.Footer{}, 0, cdc.Witness{})
 	receive := func(busy bool) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -72,7 +72,7 @@ func TestBusyBlocksAreLeftToFill(t *testing.T) {
 
 // The log keeps a block, so nothing that is written later may show in it; memory that is filled badly is not given away.
 func TestBlocksAreTheLogs(t *testing.T) {
-	o := newOutbox(cdc.Footer{}, 0)
+	o := newOutbox(cdc.Footer{}, 0, cdc.Witness{})
 	const kinds = 3
 	var blocks, copies [][]byte
 	for n := range 4 * kinds {

@@ -11,6 +11,13 @@ import (
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
+// RecoveryLog is the Log that a Recovery brings together with a slot.
+type RecoveryLog interface {
+	Log
+	// Rewind records durably that blocks appended from now on may lie before those that are there, from at on.
+	Rewind(ctx context.Context, at cdc.LSN) error
+}
+
 // Recovery brings slot and log together again, when changes between them are lost for good. Afterwards a Stream starts; the
 // rows that were mapped have to be sent again.
 type Recovery struct {
@@ -18,18 +25,19 @@ type Recovery struct {
 	NewSlot bool   // the slot has to be made, else the one that there is goes on
 
 	cfg    Config
-	log    Log
+	log    RecoveryLog
 	logger *slog.Logger
 	server *server
 	survey *survey
-	system string
+	now    system
+	known  *incarnation // nil when the log knows no source
 	tail   cdc.Footer
 
 	deleted uint32
 }
 
 // OpenRecovery finds out what is wrong. No stream may run. An *Error is something that has to be mended first.
-func OpenRecovery(ctx context.Context, cfg Config, log Log, logger *slog.Logger) (_ *Recovery, err error) {
+func OpenRecovery(ctx context.Context, cfg Config, log RecoveryLog, logger *slog.Logger) (_ *Recovery, err error) {
 	server, err := dialServer(ctx, cfg.URL, DefaultMaxRow)
 	if err != nil {
 		return nil, connectError(err, false)
@@ -46,7 +54,7 @@ func OpenRecovery(ctx context.Context, cfg Config, log Log, logger *slog.Logger)
 	if err := r.checkRest(); err != nil {
 		return nil, err
 	}
-	if r.system, err = server.wire.identify(ctx); err != nil {
+	if r.now, err = server.wire.identify(ctx); err != nil {
 		return nil, err
 	}
 	return r, r.diagnose(ctx)
@@ -68,34 +76,85 @@ func (r *Recovery) checkRest() error {
 	return firstFailure(findings(&rest, &r.cfg))
 }
 
+// diagnose finds out why a Stream would refuse to start.
 func (r *Recovery) diagnose(ctx context.Context) error {
-	s := &Stream{cfg: r.cfg, log: r.log}
-	p := &plan{}
+	s := New(r.cfg, r.log, r.logger, nil)
+	defer s.catalog.close(ctx)
+	p := &plan{senderTimeout: r.survey.senderTimeout}
 	known, stored, err := s.readLog(ctx, p)
 	if err != nil {
 		return err
 	}
-	r.tail = p.tail
-	slot := r.survey.slot
-	if known != nil && (known.System != r.system || known.Slot != r.cfg.Slot) {
-		return s.compare(r.system, slot, known, p, stored)
+	r.tail, r.known = p.tail, known
+	if known != nil {
+		if err := known.foreign(Identity{System: r.now.id, Database: r.survey.databaseOID, Name: r.survey.database, Slot: r.cfg.Slot}); err != nil {
+			return err
+		}
+		p.source = *known
 	}
+	slot := r.survey.slot
 	if slot == nil && known == nil && !stored {
 		return nil // nothing has begun
 	}
-	if slot == nil || slot.walStatus == "lost" || slot.invalid != "" {
-		r.NewSlot = true
+	unusable := slot != nil && (slot.walStatus == "lost" || slot.invalid != "")
+	unpublished := known != nil && s.unpublished(known, r.survey.publication)
+	r.NewSlot = slot == nil || unusable || unpublished
+	if unusable {
+		err = lostError(r.cfg.Slot, nil)
+	} else {
+		err = r.verify(ctx, s, p, known, stored)
 	}
-	var wrong *Error
-	if slot != nil && r.NewSlot {
-		wrong = lostError(r.cfg.Slot, nil)
-	} else if err := s.compare(r.system, slot, known, p, stored); err != nil && !errors.As(err, &wrong) {
+	wrong, isError := errors.AsType[*Error](err)
+	switch {
+	case err == nil && known != nil && known.Refused != "":
+		r.Reason, r.NewSlot = known.Refused, true
+	case err == nil:
+	case !isError:
 		return err
-	}
-	if wrong != nil {
-		r.Reason = wrong.Reason
+	default:
+		r.Reason, r.NewSlot = wrong.Reason, r.NewSlot || wrong.undecodable
 	}
 	return nil
+}
+
+// verify does what a session does until it would store something.
+func (r *Recovery) verify(ctx context.Context, s *Stream, p *plan, known *incarnation, stored bool) error {
+	if err := s.compare(r.now.id, r.survey, known, p, stored); err != nil {
+		return err
+	}
+	if err := compareHistory(ctx, r.server.wire, r.now, known, p); err != nil {
+		return err
+	}
+	p.confirmed = r.survey.slot.confirmed
+	if s.begin(p); !p.history.pending {
+		return nil
+	}
+	conn, err := r.server.wire.start(ctx, p.command(&r.cfg))
+	if err != nil {
+		return streamError(&r.cfg, err)
+	}
+	defer r.server.wire.close(ctx) // the slot is free afterwards
+	ses := s.newSession(p, conn, r.server.wire.frames)
+	stop := context.AfterFunc(ctx, ses.wake)
+	defer stop()
+	for ses.history.pending {
+		if err := ses.fill(ctx); err != nil {
+			return err
+		}
+		if err := ses.drain(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Since is where the changes begin that will not come by the stream: what the log has reached. It lies behind where the stream
+// begins when the source is at an earlier time than the log.
+func (r *Recovery) Since() cdc.LSN {
+	if r.known != nil {
+		return max(r.tail.Resume.End, r.known.Confirmed)
+	}
+	return r.tail.Resume.End
 }
 
 // Close ends the connections.
@@ -123,24 +182,20 @@ func (r *Recovery) Run(ctx context.Context) (cdc.LSN, error) {
 			return 0, err
 		}
 	}
-	if begin < r.tail.Resume.End {
-		return 0, &Error{
-			Reason: fmt.Sprintf("the buffer reaches to %s and the slot begins at %s: the source was restored to an earlier time", r.tail.Resume.End, begin),
-			Solution: "let the sinks take what the buffer has, if that is wanted, then move buffer.dir away (or remove its streams)" +
-				" and run cdcsync recover again",
-		}
-	}
 	return begin, r.begin(ctx, begin)
 }
 
 // begin ends what the log has with a block that says where the stream goes on, so that no transaction is left open in it.
 func (r *Recovery) begin(ctx context.Context, at cdc.LSN) error {
+	if err := r.log.Rewind(ctx, at); err != nil {
+		return fmt.Errorf("store position: %w", err)
+	}
 	var w cdc.Writer
 	w.Continue(cdc.Resume{End: at})
 	if err := r.log.Append(ctx, w.Seal(nil, nil)); err != nil {
 		return fmt.Errorf("store block: %w", err)
 	}
-	source := incarnation{System: r.system, Slot: r.cfg.Slot, Created: at, Confirmed: at}
+	source := incarnation{System: r.now.id, Slot: r.cfg.Slot, Created: at, Confirmed: at} // a Stream adds the rest
 	if err := r.log.SetSource(ctx, source.encode()); err != nil {
 		return fmt.Errorf("store slot: %w", err)
 	}

@@ -98,7 +98,7 @@ func (s *Stream) Run(ctx context.Context) error {
 			return nil
 		case IsPermanent(err):
 			s.status.stopped(err.Error())
-			return err
+			return s.refuse(ctx, err)
 		case s.status.storedLSN() > before:
 			wait.Reset()
 		}
@@ -106,6 +106,20 @@ func (s *Stream) Run(ctx context.Context) error {
 		s.retrying(ctx, err, delay)
 		_ = backoff.Sleep(ctx, delay) // the session looks at ctx, too
 	}
+}
+
+// refuse has the log remember what only the stream can know, so that a Recovery knows it, too.
+func (s *Stream) refuse(ctx context.Context, err error) error {
+	if refused, ok := errors.AsType[*Error](err); !ok || !refused.undecodable {
+		return err
+	}
+	state, readErr := s.log.Source(ctx)
+	known, decodeErr := decodeIncarnation(state)
+	if readErr != nil || decodeErr != nil || known == nil {
+		return errors.Join(err, readErr, decodeErr)
+	}
+	known.Refused = err.Error()
+	return errors.Join(err, s.log.SetSource(ctx, known.encode()))
 }
 
 // retrying tells why there is no stream now.
@@ -130,6 +144,15 @@ type incarnation struct {
 	Slot      string  `json:"slot"`      // name
 	Created   cdc.LSN `json:"created"`   // where the slot began
 	Confirmed cdc.LSN `json:"confirmed"` // may have been confirmed without a block that says so
+
+	Timeline    uint32      `json:"timeline,omitempty"`    // 0 in what an early version stored, as for what follows
+	Witness     cdc.Witness `json:"witness,omitzero"`      // the last transaction before Confirmed
+	Database    uint32      `json:"database,omitempty"`    // OID
+	Name        string      `json:"name,omitempty"`        // of the database
+	Address     string      `json:"address,omitempty"`     // of the source as it is configured
+	Publication string      `json:"publication,omitempty"` // name
+	Refused     string      `json:"refused,omitempty"`     // why the slot could not be streamed any more
+	Publisher   uint32      `json:"publisher,omitempty"`   // OID of the publication
 }
 
 func decodeIncarnation(state []byte) (*incarnation, error) {

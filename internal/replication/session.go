@@ -28,13 +28,14 @@ type session struct {
 	status  *board
 	catalog relationSource
 
-	conn   net.Conn // owned by read
-	frames *frames  // owned by read
-	out    *outbox
-	source incarnation     // owned by publish
-	clock  clock           // owned by read
-	flow   flow            // owned by read
-	mapped map[string]bool // by schema.table
+	conn    net.Conn // owned by read
+	frames  *frames  // owned by read
+	out     *outbox
+	source  incarnation     // owned by publish
+	history history         // owned by read, but for the channel
+	clock   clock           // owned by read
+	flow    flow            // owned by read
+	mapped  map[string]bool // by schema.table
 
 	relations map[uint32]*relation // owned by read, as is all below
 	last      *relation            // of the row before, which is most often that of the next
@@ -78,7 +79,7 @@ func (s *Stream) session(ctx context.Context) error {
 	if err != nil {
 		return streamError(&s.cfg, err)
 	}
-	s.logger.InfoContext(ctx, "streaming", "slot", s.cfg.Slot, "start", plan.start(), "open", plan.tail.Resume.Open, "stored_changes", plan.tail.Resume.Ordinal)
+	s.logger.InfoContext(ctx, "streaming", "slot", s.cfg.Slot, "start", plan.from, "stored", plan.start(), "open", plan.tail.Resume.Open, "stored_changes", plan.tail.Resume.Ordinal)
 	s.status.streaming(plan.start())
 	session := s.newSession(plan, conn, server.wire.frames)
 	if s.cfg.Backfills != nil {
@@ -94,12 +95,18 @@ func (s *Stream) newSession(plan *plan, conn net.Conn, frames *frames) *session 
 	for _, t := range s.cfg.Tables {
 		mapped[t.String()] = true
 	}
-	return &session{
+	ses := &session{
 		cfg: &s.cfg, log: s.log, logger: s.logger, metrics: s.metrics, status: s.status, catalog: s.catalog,
-		conn: conn, frames: frames, out: newOutbox(plan.tail, plan.source.Confirmed),
+		conn: conn, frames: frames, out: newOutbox(plan.tail, plan.source.Confirmed, plan.witness()),
 		source: plan.source, clock: newClock(plan.senderTimeout, plan.confirmed), mapped: mapped,
 		relations: make(map[uint32]*relation), tally: tally{received: plan.start()}, moved: make(chan struct{}, 1),
+		history: plan.history,
 	}
+	ses.history.shown = make(chan struct{})
+	if !ses.history.pending {
+		close(ses.history.shown)
+	}
+	return ses
 }
 
 // run ends when the connection or the log fails, or ctx ends; what the log has by then is confirmed.
@@ -193,11 +200,11 @@ func (s *session) store(ctx context.Context, next parcel) error {
 
 // remember has the log remember an LSN that is to be confirmed without a block.
 func (s *session) remember(ctx context.Context) error {
-	lsn := s.out.wanted()
+	lsn, witness := s.out.wanted()
 	if lsn == 0 {
 		return nil
 	}
-	s.source.Confirmed = lsn
+	s.source.Confirmed, s.source.Witness = lsn, witness
 	if err := s.log.SetSource(ctx, s.source.encode()); err != nil {
 		return fmt.Errorf("store position %s: %w", lsn, err)
 	}
@@ -381,7 +388,10 @@ func (s *session) confirmable() cdc.LSN {
 
 // confirm sends a status update.
 func (s *session) confirm(now time.Time, replyRequested bool) error {
-	lsn := max(s.confirmable(), s.clock.confirmed)
+	lsn := s.clock.confirmed
+	if !s.history.pending { // else what the log has may belong to another history, and the slot must not be moved by it
+		lsn = max(lsn, s.confirmable())
+	}
 	if lsn > s.tally.received {
 		return fmt.Errorf("position %s would be confirmed, but only %s was received: this is a defect of cdcsync", lsn, s.tally.received)
 	}
@@ -468,6 +478,9 @@ func (s *session) copyData(ctx context.Context, body []byte) error {
 func (s *session) keepalive(k keepalive) error {
 	s.tally.serverEnd = max(s.tally.serverEnd, k.walEnd)
 	if s.tx.commit == 0 {
+		if err := s.history.passed(k.walEnd); err != nil {
+			return err
+		}
 		s.advance(k.walEnd)
 	}
 	if !k.reply {

@@ -23,6 +23,7 @@ type survey struct {
 	keepSize      int64 // max_slot_wal_keep_size in MB; -1 for no limit
 	recovering    bool
 	database      string
+	databaseOID   uint32
 	user          string
 	tables        []tableFacts // as Config.Tables
 	publication   *publicationFacts
@@ -53,6 +54,7 @@ type tableFacts struct {
 }
 
 type publicationFacts struct {
+	oid                              uint32
 	allTables, viaRoot               bool
 	insert, update, delete, truncate bool
 	generated                        bool            // it sends stored generated columns
@@ -78,8 +80,9 @@ func surveySource(ctx context.Context, q querier, cfg *Config) (*survey, error) 
 		select current_setting('server_version_num')::int, current_setting('wal_level'),
 			(select setting::bigint from pg_settings where name = 'wal_sender_timeout'),
 			(select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size'),
-			pg_is_in_recovery(), current_database()::text, current_user::text`).
-		Scan(&sv.version, &sv.walLevel, &timeout, &sv.keepSize, &sv.recovering, &sv.database, &sv.user)
+			pg_is_in_recovery(), current_database()::text, current_user::text,
+			(select oid from pg_database where datname = current_database())`).
+		Scan(&sv.version, &sv.walLevel, &timeout, &sv.keepSize, &sv.recovering, &sv.database, &sv.user, &sv.databaseOID)
 	if err != nil {
 		return nil, fmt.Errorf("server settings: %w", err)
 	}
@@ -175,9 +178,9 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 func surveyPublication(ctx context.Context, q querier, name string) (*publicationFacts, error) {
 	p := &publicationFacts{named: make(map[string]bool), covered: make(map[string]bool)}
 	err := q.QueryRow(ctx, `
-		select puballtables, pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate, coalesce(to_jsonb(p) ->> 'pubgencols' = 's', false)
+		select oid, puballtables, pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate, coalesce(to_jsonb(p) ->> 'pubgencols' = 's', false)
 		from pg_publication p where pubname = $1`, name).
-		Scan(&p.allTables, &p.viaRoot, &p.insert, &p.update, &p.delete, &p.truncate, &p.generated)
+		Scan(&p.oid, &p.allTables, &p.viaRoot, &p.insert, &p.update, &p.delete, &p.truncate, &p.generated)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -237,16 +240,18 @@ type plan struct {
 	source        incarnation
 	senderTimeout time.Duration
 	confirmed     cdc.LSN // of the slot: Postgres would let itself be talked back to an earlier one
+	from          cdc.LSN // where replication begins: behind start where the past has to be shown
+	history       history
 }
 
 // start is the LSN before which nothing is needed any more.
 func (p *plan) start() cdc.LSN { return max(p.tail.Resume.End, p.source.Confirmed) }
 
-// command asks for the slot's changes; the server goes on from its own confirmed position when that is later.
+// command asks for the slot's changes; the server goes on from its own confirmed position when that is later (CreateDecodingContext in logical.c).
 func (p *plan) command(cfg *Config) command {
 	publication := quoteLiteral(pgx.Identifier{cfg.Publication}.Sanitize())
 	return command{fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '2', publication_names %s)",
-		pgx.Identifier{cfg.Slot}.Sanitize(), p.start(), publication)}
+		pgx.Identifier{cfg.Slot}.Sanitize(), p.from, publication)}
 }
 
 // prepare looks at the source and the log, refuses what would lose changes, and makes what is missing when that is wanted.
@@ -261,7 +266,7 @@ func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
 	if slot := sv.slot; slot != nil && slot.activePID != 0 {
 		return nil, &busyError{slot: s.cfg.Slot, pid: slot.activePID, holder: slot.holder}
 	}
-	system, err := server.wire.identify(ctx)
+	now, err := server.wire.identify(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +275,10 @@ func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.compare(system, sv.slot, known, p, tailOK); err != nil {
+	if err := s.compare(now.id, sv, known, p, tailOK); err != nil {
+		return nil, err
+	}
+	if err := compareHistory(ctx, server.wire, now, known, p); err != nil {
 		return nil, err
 	}
 	if s.cfg.Manage { // the publication first: a slot that is older than it cannot decode
@@ -294,13 +302,41 @@ func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
 	if !tailOK { // with a log that was never written to, the slot says where to begin
 		p.source.Confirmed = max(p.source.Confirmed, p.confirmed)
 	}
-	p.source.System, p.source.Slot = system, s.cfg.Slot
-	if known == nil {
-		if err := s.log.SetSource(ctx, p.source.encode()); err != nil {
-			return nil, fmt.Errorf("store slot: %w", err)
-		}
+	s.begin(p)
+	return p, s.identify(ctx, server.sql, sv, now, p)
+}
+
+// begin decides where replication begins. Where the slot is behind the log, as after a crash of the server, or after it was
+// replaced by an older copy of itself, the last transaction that is stored has to come by again.
+func (s *Stream) begin(p *plan) {
+	p.from = p.start()
+	if known := p.source.Publication; known != "" && known != s.cfg.Publication {
+		return // another publication may have sent other transactions
 	}
-	return p, nil
+	if p.confirmed < p.from {
+		p.from = max(p.confirmed, p.witness().Commit)
+	}
+	p.history = newHistory(p)
+}
+
+// identify stores what the log's source is, where that is new.
+func (s *Stream) identify(ctx context.Context, q querier, sv *survey, now system, p *plan) error {
+	source := p.source
+	source.Refused = ""
+	source.System, source.Slot, source.Timeline = now.id, s.cfg.Slot, now.timeline
+	source.Database, source.Name, source.Publication, source.Address = sv.databaseOID, sv.database, s.cfg.Publication, address(s.cfg.URL)
+	err := q.QueryRow(ctx, "select oid from pg_publication where pubname = $1", s.cfg.Publication).Scan(&source.Publisher)
+	if err != nil {
+		return fmt.Errorf("publication %s: %w", s.cfg.Publication, err)
+	}
+	if source == p.source {
+		return nil
+	}
+	p.source = source
+	if err := s.log.SetSource(ctx, source.encode()); err != nil {
+		return fmt.Errorf("store slot: %w", err)
+	}
+	return nil
 }
 
 func firstFailure(list []Finding) error {
@@ -325,19 +361,21 @@ func (s *Stream) readLog(ctx context.Context, p *plan) (known *incarnation, tail
 }
 
 // compare refuses a slot and a log that do not belong together.
-func (s *Stream) compare(system string, slot *slotFacts, known *incarnation, p *plan, tailOK bool) error {
+func (s *Stream) compare(system string, sv *survey, known *incarnation, p *plan, tailOK bool) error {
+	slot := sv.slot
+	if known != nil {
+		if err := known.foreign(Identity{System: system, Database: sv.databaseOID, Name: sv.database, Slot: s.cfg.Slot}); err != nil {
+			return err
+		}
+	}
 	switch {
-	case known != nil && known.System != system:
+	case known != nil && known.Database != 0 && known.Database != sv.databaseOID:
 		return &Error{
-			Reason: fmt.Sprintf("the buffer holds changes of another server (system identifier %s, this one has %s): positions of the two cannot be compared",
-				known.System, system),
-			Solution: "correct source.url, or give this source a buffer of its own (buffer.dir)",
+			Reason:   fmt.Sprintf("database %q was dropped and made anew: what the buffer has belongs to the one before", sv.database),
+			Solution: startAnew(s.cfg.Slot),
 		}
-	case known != nil && known.Slot != s.cfg.Slot:
-		return &Error{
-			Reason:   fmt.Sprintf("the buffer holds changes of slot %q, the configuration says %q", known.Slot, s.cfg.Slot),
-			Solution: "correct source.slot, or give this slot a buffer of its own (buffer.dir)",
-		}
+	case known != nil && s.unpublished(known, sv.publication):
+		return unpublishedError(&s.cfg)
 	case slot == nil && (known != nil || tailOK):
 		return &Error{
 			Reason:   fmt.Sprintf("slot %q is gone: changes since %s will never arrive", s.cfg.Slot, p.tail.Resume.End),
@@ -359,6 +397,12 @@ func (s *Stream) compare(system string, slot *slotFacts, known *incarnation, p *
 			" dropped and made again; changes in between may not have been delivered", s.cfg.Slot, slot.confirmed, reached),
 		Solution: "restore the buffer, or " + startAnew(s.cfg.Slot),
 	}
+}
+
+// unpublished reports whether the publication is not the one that the log knows. From Postgres 18 on a missing publication is no
+// error while decoding: the changes are left out.
+func (s *Stream) unpublished(known *incarnation, now *publicationFacts) bool {
+	return known.Publisher != 0 && known.Publication == s.cfg.Publication && (now == nil || now.oid != known.Publisher)
 }
 
 // createSlot returns the slot's first consistent LSN. The server waits until the transactions that are open now have ended.
