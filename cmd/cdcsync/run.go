@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -36,6 +37,9 @@ start repeats nothing. A second signal ends it at once; what was in flight is th
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
 			p, err := newPipeline(ctx, cfg, templates, a.newLogger(cfg.Log), skipMissed...)
+			if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+				return nil // told to stop while it waited for the source
+			}
 			if err != nil {
 				return err
 			}
