@@ -425,6 +425,19 @@ func TestLiveDatabaseMadeAnew(t *testing.T) {
 	l.recovered()
 }
 
+func TestLiveSlotFailsOver(t *testing.T) {
+	l := newLive(t, "create table a (id int primary key)", "a")
+	l.during(func(*Stream) {})
+	want := "true"
+	if l.major() < 17 {
+		want = "none" // the column is not there
+	}
+	got := l.value("select coalesce(to_jsonb(s) ->> 'failover', 'none') from pg_replication_slots s where slot_name = $1", l.cfg.Slot)
+	if got != want {
+		t.Errorf("failover of the slot is %s, want %s", got, want)
+	}
+}
+
 func TestForks(t *testing.T) {
 	const file = "1\t0/3000000\tno recovery target specified\n\n# a comment\n2\t1/A0\tbefore 2026-11-26\n"
 	for _, test := range []struct {

@@ -411,14 +411,36 @@ func (s *Stream) createSlot(ctx context.Context, conn *pgx.Conn) (cdc.LSN, error
 		return 0, fmt.Errorf("slot %s: %w", s.cfg.Slot, err)
 	}
 	var at string
-	err := watchSlot(ctx, s.cfg.URL, conn.PgConn().PID(), s.slotWaits(ctx), func() error {
-		return conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot).Scan(&at)
+	err := watchSlot(ctx, s.cfg.URL, conn.PgConn().PID(), s.slotWaits(ctx), func() (err error) {
+		at, err = s.makeSlot(ctx, conn)
+		return err
 	})
 	if err != nil {
 		return 0, streamError(&s.cfg, err)
 	}
 	s.logger.InfoContext(ctx, "slot made", "slot", s.cfg.Slot, "lsn", at)
 	return cdc.ParseLSN(at)
+}
+
+// makeSlot makes the slot so that standbys can have it, too, where the server can do that.
+func (s *Stream) makeSlot(ctx context.Context, conn *pgx.Conn) (at string, err error) {
+	const hasFailover = 170000
+	var version int
+	var recovering bool
+	if err := conn.QueryRow(ctx, "select current_setting('server_version_num')::int, pg_is_in_recovery()").Scan(&version, &recovering); err != nil {
+		return "", fmt.Errorf("server settings: %w", err)
+	}
+	if version >= hasFailover && !recovering {
+		err := conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput', failover => true)", s.cfg.Slot).Scan(&at)
+		switch code, _ := sqlState(err); code {
+		case codeFeatureNotSupported, codeInvalidParameter, codeUndefinedFunction:
+			s.logger.WarnContext(ctx, "the server makes no slot with failover: after a promotion the slot will be missing", "slot", s.cfg.Slot, "err", err)
+		default:
+			return at, err
+		}
+	}
+	err = conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot).Scan(&at)
+	return at, err
 }
 
 // slotWaits tells in log and status what a new slot waits for.
