@@ -196,15 +196,18 @@ func (p *pipeline) initial(ctx context.Context) {
 			wanted = append(wanted, replication.BackfillSpec{Table: tableSpec(mapping.Table(m.Table)), Sinks: []string{m.Sink}, Mappings: []string{m.Name}})
 		}
 	}
+	said := ""
 	for len(wanted) > 0 {
 		err := p.backfills.Initial(ctx, wanted)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		p.logger.WarnContext(ctx, "initial backfill not started", "retry_in", interval, "err", err)
+		if err.Error() != said { // a table that cannot be backfilled stays so for a while
+			said = err.Error()
+			p.logger.WarnContext(ctx, "initial backfill not started", "retry_in", interval, "err", err)
+		}
 		select {
 		case <-ctx.Done():
-			return
 		case <-time.After(interval):
 		}
 	}
@@ -241,6 +244,35 @@ func (d deliveries) Round(sink string) int {
 		return 0
 	}
 	return d.sinks[i].Concurrency * d.sinks[i].Batch.Items
+}
+
+// mapped are all mappings, one spec each.
+func mapped(templates []*mapping.Template) []replication.BackfillSpec {
+	specs := make([]replication.BackfillSpec, 0, len(templates))
+	for _, t := range templates {
+		specs = append(specs, replication.BackfillSpec{Table: tableSpec(t.Source.Table), Sinks: []string{t.Source.Sink}, Mappings: []string{t.Source.Name}})
+	}
+	return specs
+}
+
+// neededColumns names what the mappings of a table to some sinks read; nil for all, also when a mapping does not fit the table.
+func neededColumns(templates []*mapping.Template) func(replication.Table, []string, *cdc.Relation) []string {
+	return func(table replication.Table, sinks []string, rel *cdc.Relation) []string {
+		var needed []string
+		for _, t := range templates {
+			if tableSpec(t.Source.Table) != tableSpec(mapping.Table{Schema: table.Schema, Name: table.Name}) || !slices.Contains(sinks, t.Source.Sink) {
+				continue
+			}
+			plan, problems := t.Compile(rel)
+			if problems.Err() != nil {
+				return nil
+			}
+			for _, c := range plan.Columns() {
+				needed = append(needed, rel.Columns[c].Name)
+			}
+		}
+		return needed
+	}
 }
 
 // sentTables are the mapped tables whose rows a backfill can send, with their sinks.

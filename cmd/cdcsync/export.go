@@ -205,8 +205,9 @@ func (x *exporter) withSlot(ctx context.Context, cfg *config.Config, templates [
 
 // table exports one.
 func (x *exporter) table(ctx context.Context, t *mapping.Template) error {
-	spec := replication.BackfillSpec{Table: tableSpec(t.Source.Table), Where: x.options.where}
-	export, err := replication.OpenExport(ctx, replication.BackfillConfig{URL: x.source.URL, Publication: x.source.Publication}, spec)
+	spec := replication.BackfillSpec{Table: tableSpec(t.Source.Table), Sinks: []string{t.Source.Sink}, Where: x.options.where}
+	source := replication.BackfillConfig{URL: x.source.URL, Publication: x.source.Publication, Needs: neededColumns([]*mapping.Template{t})}
+	export, err := replication.OpenExport(ctx, source, spec)
 	if err != nil {
 		return err
 	}

@@ -64,9 +64,12 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	if err := refuseUnrecovered(ctx, p.buffer); err != nil {
 		return nil, err
 	}
-	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
+	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication, Needs: neededColumns(templates)}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
 	if err != nil {
 		return nil, err
+	}
+	if err := p.backfills.Reconcile(ctx, mapped(templates)); err != nil {
+		return nil, fmt.Errorf("backfills: %w", err)
 	}
 	source.Backfills = p.backfills
 	p.stream = replication.New(source, p.buffer, logger, p.metrics)

@@ -52,7 +52,8 @@ func (s *Source) keys() []key {
 		}, &s.URL, postgresURL),
 		withFile(key{
 			name: "query_url", derived: "`url`",
-			doc: "Where lookups and read-backs are asked, such as a replica. It may lag: what it returns is used only once it has seen the change that asks.",
+			doc: "Where lookups and read-backs are asked, such as a replica. It may lag: what it returns is used only once it has seen the change that asks. " +
+				"It may lead through pgbouncer, in session or transaction mode; `url` may not.",
 		}, &s.QueryURL, postgresURL),
 		[]key{
 			{

@@ -21,6 +21,16 @@ type BackfillConfig struct {
 	URL         string // of the primary, as Config.URL
 	Publication string
 	MaxRow      int64 // as Config.MaxRow
+	// Needs names the columns of a table that the mappings to some sinks read, so that the role has to read no others; nil for all.
+	Needs func(table Table, sinks []string, rel *cdc.Relation) []string
+}
+
+// needed gives a chunk reader the columns that a spec's mappings read.
+func (c *BackfillConfig) needed(spec *BackfillSpec) func(*cdc.Relation) []string {
+	if c.Needs == nil {
+		return nil
+	}
+	return func(rel *cdc.Relation) []string { return c.Needs(spec.Table, spec.Sinks, rel) }
 }
 
 // Store keeps small values durably, by name. It is called concurrently.
@@ -207,33 +217,64 @@ func (b *Backfills) Start(ctx context.Context, spec BackfillSpec) (Backfill, err
 	if err != nil {
 		return Backfill{}, err
 	}
+	e := &backfillEntry{Backfill: Backfill{State: BackfillWaiting, BackfillSpec: spec, Estimate: size.rows, Total: size.total, Created: time.Now().UTC()}}
+	if err := b.add(ctx, e); err != nil {
+		return Backfill{}, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return e.Backfill, nil
+}
+
+// add gives an entry its ID and puts it behind the others.
+func (b *Backfills) add(ctx context.Context, e *backfillEntry) error {
 	b.mu.Lock()
 	id := 1
 	if n := len(b.entries); n > 0 {
 		id = number(b.entries[n-1].ID) + 1
 	}
-	e := &backfillEntry{Backfill: Backfill{
-		ID: strconv.Itoa(id), State: BackfillWaiting, BackfillSpec: spec, Estimate: size.rows, Total: size.total, Created: time.Now().UTC(),
-	}}
+	e.ID = strconv.Itoa(id)
 	b.entries = append(b.entries, e)
-	started := e.Backfill
 	b.mu.Unlock()
 	if err := b.save(ctx, e); err != nil {
 		b.drop(e)
-		return Backfill{}, err
+		return err
 	}
 	signal(b.changed)
-	return started, b.forget(ctx)
+	return b.forget(ctx)
 }
 
 // Initial starts a backfill for each table whose mappings ask for the rows that exist already and are seen for the first time.
-// mappings are specs of one mapping each.
+// mappings are specs of one mapping each. A table that cannot be backfilled holds up no other: it has a failed backfill that says why, its mappings
+// count as unseen, and its error is among those returned, so that Initial is called again.
 func (b *Backfills) Initial(ctx context.Context, mappings []BackfillSpec) error {
 	seen, err := b.store.Values(ctx, initialPrefix)
 	if err != nil {
 		return fmt.Errorf("mappings that were seen: %w", err)
 	}
-	var specs []BackfillSpec
+	var refused []error
+	for _, s := range unseen(mappings, seen) {
+		err := b.initial(ctx, s)
+		if IsPermanent(err) {
+			refused = append(refused, fmt.Errorf("backfill of %s: %w", s.Table, err))
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("backfill of %s: %w", s.Table, err)
+		}
+		for _, m := range mappings { // behind the backfill: a crash in between finds it again
+			if m.Table.String() == s.Table.String() && seen[initialName(m)] == nil {
+				if err := b.store.SetValue(ctx, initialName(m), []byte("seen")); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return errors.Join(refused...)
+}
+
+// unseen gathers the mappings that were not seen before by table.
+func unseen(mappings []BackfillSpec, seen map[string][]byte) (specs []BackfillSpec) {
 	for _, m := range mappings {
 		if seen[initialName(m)] != nil {
 			continue
@@ -249,21 +290,153 @@ func (b *Backfills) Initial(ctx context.Context, mappings []BackfillSpec) error 
 			s.Sinks = append(s.Sinks, m.Sinks[0])
 		}
 	}
-	for _, s := range specs {
-		started, err := b.Start(ctx, s)
-		if err != nil {
-			return fmt.Errorf("backfill of %s: %w", s.Table, err)
+	return specs
+}
+
+// initial starts the backfill of new mappings, unless there is one, or the operator has cancelled it. A permanent error is kept as that of a failed one.
+func (b *Backfills) initial(ctx context.Context, spec BackfillSpec) error {
+	e := b.initialEntry(spec)
+	switch {
+	case e == nil:
+		started, err := b.Start(ctx, spec)
+		if IsPermanent(err) {
+			return errors.Join(err, b.add(ctx, &backfillEntry{Backfill: Backfill{
+				State: BackfillFailed, Reason: err.Error(), BackfillSpec: spec, Created: time.Now().UTC(),
+			}}))
 		}
-		b.logger.InfoContext(ctx, "backfill started for new mappings", "id", started.ID, "table", s.Table.String(), "mappings", s.Mappings)
+		if err == nil {
+			b.logger.InfoContext(ctx, "backfill started for new mappings", "id", started.ID, "table", spec.Table.String(), "mappings", spec.Mappings)
+		}
+		return err
+	case e.State != BackfillFailed:
+		return nil
 	}
-	for _, m := range mappings { // behind the backfill: a crash in between starts it twice, and never not at all
-		if seen[initialName(m)] == nil {
-			if err := b.store.SetValue(ctx, initialName(m), []byte("seen")); err != nil {
+	reader := b.reader(&spec)
+	defer reader.close(ctx)
+	size, err := reader.check(ctx)
+	if IsPermanent(err) {
+		return errors.Join(err, b.failing(ctx, e.ID, err.Error()))
+	}
+	if err != nil {
+		return err
+	}
+	return b.retry(ctx, e.ID, size)
+}
+
+// initialEntry is the newest backfill of the same mappings, but for one that was cancelled since its mappings were gone.
+func (b *Backfills) initialEntry(spec BackfillSpec) *Backfill {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range slices.Backward(b.entries) {
+		withdrawn := e.State == BackfillCancelled && e.Reason != ""
+		if e.Table.String() == spec.Table.String() && slices.Equal(e.Mappings, spec.Mappings) && slices.Equal(e.Sinks, spec.Sinks) && !withdrawn {
+			found := e.Backfill
+			return &found
+		}
+	}
+	return nil
+}
+
+// failing keeps the newest reason why a backfill has not begun.
+func (b *Backfills) failing(ctx context.Context, id, reason string) error {
+	e := b.entry(id)
+	if e == nil {
+		return nil
+	}
+	b.mu.Lock()
+	same := e.Reason == reason || e.State != BackfillFailed
+	if !same {
+		e.Reason = reason
+	}
+	b.mu.Unlock()
+	if same {
+		return nil
+	}
+	return b.save(ctx, e)
+}
+
+// retry lets a backfill go on that could not begin, now that its table can be read.
+func (b *Backfills) retry(ctx context.Context, id string, size tableSize) error {
+	e := b.entry(id)
+	if e == nil {
+		return nil
+	}
+	b.mu.Lock()
+	e.Estimate, e.Total = size.rows, size.total
+	b.mu.Unlock()
+	err := b.Resume(ctx, id)
+	if _, changed := errors.AsType[*BackfillStateError](err); changed { // the operator was quicker
+		return nil
+	}
+	if err == nil {
+		b.logger.InfoContext(ctx, "backfill started for new mappings, now that the table can be read", "id", id, "table", e.Table.String(), "mappings", e.Mappings)
+	}
+	return err
+}
+
+func (b *Backfills) entry(id string) *backfillEntry {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.IndexFunc(b.entries, func(e *backfillEntry) bool { return e.ID == id })
+	if i < 0 {
+		return nil
+	}
+	return b.entries[i]
+}
+
+// Reconcile cancels what has not ended and has no mapping any more: its rows would be read for nobody and counted as sent. The mappings of an
+// initial backfill count as unseen then. mapped are specs of one mapping each, of all that are configured. Call it before a Stream runs.
+func (b *Backfills) Reconcile(ctx context.Context, mapped []BackfillSpec) error {
+	b.mu.Lock()
+	entries := slices.Clone(b.entries)
+	b.mu.Unlock()
+	for _, e := range entries {
+		if e.State != BackfillFailed && e.State.ended() {
+			continue
+		}
+		if err := b.reconcile(ctx, e, mapped); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *Backfills) reconcile(ctx context.Context, e *backfillEntry, mapped []BackfillSpec) error {
+	var mappings, sinks []string
+	for _, m := range mapped {
+		initial := slices.Contains(e.Mappings, m.Mappings[0])
+		if m.Table.String() != e.Table.String() || !slices.Contains(e.Sinks, m.Sinks[0]) || len(e.Mappings) > 0 && !initial {
+			continue
+		}
+		if initial {
+			mappings = append(mappings, m.Mappings[0])
+		}
+		if !slices.Contains(sinks, m.Sinks[0]) {
+			sinks = append(sinks, m.Sinks[0])
+		}
+	}
+	if len(sinks) == len(e.Sinks) && len(mappings) == len(e.Mappings) {
+		return nil
+	}
+	for _, name := range e.Mappings { // before the entry changes: a crash in between comes here again
+		if slices.Contains(mappings, name) {
+			continue
+		}
+		for _, sink := range e.Sinks {
+			if err := b.store.DeleteValue(ctx, initialName(BackfillSpec{Table: e.Table, Sinks: []string{sink}, Mappings: []string{name}})); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	b.mu.Lock()
+	if len(sinks) > 0 {
+		e.Mappings, e.Sinks = mappings, sinks
+	} else {
+		e.State, e.Reason, e.Finished = BackfillCancelled, "no mapping that it is for is in the configuration any more", time.Now().UTC()
+	}
+	b.mu.Unlock()
+	b.logger.WarnContext(ctx, "backfill has lost mappings", "id", e.ID, "table", e.Table.String(), "left", mappings, "sinks", sinks, "state", e.State)
+	return b.save(ctx, e)
 }
 
 func initialName(m BackfillSpec) string {
@@ -314,7 +487,7 @@ func (b *Backfills) change(ctx context.Context, id string, to BackfillState, fro
 }
 
 func (b *Backfills) reader(spec *BackfillSpec) *chunkReader {
-	return &chunkReader{url: b.cfg.URL, publication: b.cfg.Publication, table: spec.Table, where: spec.Where, maxRow: int(b.cfg.MaxRow)}
+	return &chunkReader{url: b.cfg.URL, publication: b.cfg.Publication, table: spec.Table, where: spec.Where, maxRow: int(b.cfg.MaxRow), needs: b.cfg.needed(spec)}
 }
 
 // save stores an entry as it is.

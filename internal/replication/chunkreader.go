@@ -25,7 +25,8 @@ type chunkReader struct {
 	table            Table
 	where            string // a boolean expression over the table's columns; empty for all rows
 	maxRow           int
-	whole            bool // it is read in one go, so that it needs no order
+	whole            bool                         // it is read in one go, so that it needs no order
+	needs            func(*cdc.Relation) []string // columns that mappings read; nil for all
 
 	conn       *pgx.Conn
 	opened     time.Time     // when conn was
@@ -130,6 +131,9 @@ func (r *chunkReader) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.readable(ctx, rel); err != nil {
+		return err
+	}
 	r.relation, r.key = rel, rel.PrimaryKey
 	if rel.Identity == 'i' {
 		if r.key, err = indexKey(ctx, r.conn, rel, "x.indisreplident"); err != nil {
@@ -173,7 +177,7 @@ const chunkVersion = `
 func (r *chunkReader) published(ctx context.Context, rel *cdc.Relation) (filter string, err error) {
 	var columns []string
 	err = r.conn.QueryRow(ctx, `
-		select array(select jsonb_array_elements_text(to_jsonb(t) -> 'attnames')), coalesce(to_jsonb(t) ->> 'rowfilter', '')
+		select array(select jsonb_array_elements_text(nullif(to_jsonb(t) -> 'attnames', 'null'))), coalesce(to_jsonb(t) ->> 'rowfilter', '')
 		from pg_publication_tables t where pubname = $1 and schemaname = $2 and tablename = $3`, r.publication, r.table.Schema, r.table.Name).Scan(&columns, &filter)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && len(columns) == 0 {
 		return filter, nil
@@ -181,11 +185,17 @@ func (r *chunkReader) published(ctx context.Context, rel *cdc.Relation) (filter 
 	if err != nil {
 		return "", fmt.Errorf("publication %s: %w", r.publication, err)
 	}
+	keepColumns(rel, func(name string) bool { return slices.Contains(columns, name) })
+	return filter, nil
+}
+
+// keepColumns takes the others out of a relation. A key that is not whole any more is none.
+func keepColumns(rel *cdc.Relation, keep func(name string) bool) {
 	key := make([]string, len(rel.PrimaryKey))
 	for i, c := range rel.PrimaryKey {
 		key[i] = rel.Columns[c].Name
 	}
-	rel.Columns = slices.DeleteFunc(rel.Columns, func(c cdc.Column) bool { return !slices.Contains(columns, c.Name) })
+	rel.Columns = slices.DeleteFunc(rel.Columns, func(c cdc.Column) bool { return !keep(c.Name) })
 	rel.PrimaryKey = rel.PrimaryKey[:0]
 	for _, name := range key {
 		if i := rel.Column(name); i >= 0 {
@@ -195,7 +205,60 @@ func (r *chunkReader) published(ctx context.Context, rel *cdc.Relation) (filter 
 	if len(rel.PrimaryKey) < len(key) {
 		rel.PrimaryKey = nil
 	}
-	return filter, nil
+}
+
+// readable leaves out of rel what the role may not read, where no mapping reads it either. Of a table without a key the whole row is the key.
+func (r *chunkReader) readable(ctx context.Context, rel *cdc.Relation) error {
+	var usage bool
+	var hidden []string
+	err := r.conn.QueryRow(ctx, `
+		select has_schema_privilege(c.relnamespace, 'USAGE'), array(select a.attname::text from pg_attribute a
+			where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and not has_column_privilege(c.oid, a.attnum, 'SELECT') order by a.attnum)
+		from pg_class c where c.oid = $1`, rel.OID).Scan(&usage, &hidden)
+	if err != nil {
+		return fmt.Errorf("privileges on %s: %w", r.table, err)
+	}
+	if !usage {
+		return &Error{
+			Reason:   fmt.Sprintf("the role may not use schema %s", r.table.Schema),
+			Solution: "GRANT USAGE ON SCHEMA " + quoteName(r.table.Schema) + " TO the role of source.url",
+		}
+	}
+	var needed []string
+	if r.needs != nil && len(KeyColumns(rel)) > 0 {
+		needed = r.needs(rel)
+	}
+	if needed == nil {
+		needed = columnNames(rel, upTo(len(rel.Columns)))
+	}
+	needed = append(needed, columnNames(rel, KeyColumns(rel))...)
+	missing := slices.DeleteFunc(hidden, func(name string) bool { return rel.Column(name) < 0 })
+	refused := slices.DeleteFunc(slices.Clone(missing), func(name string) bool { return !slices.Contains(needed, name) })
+	if len(refused) > 0 {
+		return &Error{
+			Reason: fmt.Sprintf("the role may not read columns of %s that mappings need: %s", r.table, strings.Join(refused, ", ")),
+			Solution: fmt.Sprintf("GRANT SELECT (%s) ON %s TO the role of source.url (or GRANT SELECT on the whole table)",
+				strings.Join(quoteNames(refused), ", "), r.name()),
+		}
+	}
+	keepColumns(rel, func(name string) bool { return !slices.Contains(missing, name) })
+	return nil
+}
+
+func columnNames(rel *cdc.Relation, columns []int) []string {
+	names := make([]string, len(columns))
+	for i, c := range columns {
+		names[i] = rel.Columns[c].Name
+	}
+	return names
+}
+
+func quoteNames(names []string) []string {
+	quoted := make([]string, len(names))
+	for i, name := range names {
+		quoted[i] = quoteName(name)
+	}
+	return quoted
 }
 
 // conditions joins those that are not empty.

@@ -20,7 +20,7 @@ type Export struct {
 // OpenExport connects and looks at the table. An *Error says that the table or the condition cannot be.
 func OpenExport(ctx context.Context, cfg BackfillConfig, spec BackfillSpec) (*Export, error) {
 	const largest = 1 << 30 // Postgres's own limit for a row
-	e := &Export{reader: &chunkReader{url: cfg.URL, publication: cfg.Publication, table: spec.Table, where: spec.Where, maxRow: largest, whole: true}}
+	e := &Export{reader: &chunkReader{url: cfg.URL, publication: cfg.Publication, table: spec.Table, where: spec.Where, maxRow: largest, whole: true, needs: cfg.needed(&spec)}}
 	var err error
 	if e.size, err = e.reader.check(ctx); err != nil {
 		e.reader.close(ctx)

@@ -39,7 +39,7 @@ type tableFacts struct {
 	identity    string // pg_class.relreplident
 	identified  bool   // its replica identity names a row
 	primaryKey  bool
-	readable    bool     // the role may SELECT all rows
+	readable    bool     // the role may SELECT all rows, if not all columns
 	stored      []string // generated columns
 	virtual     []string // generated columns
 	withheldBy  []string // publications that leave out stored columns; Postgres 18 and newer
@@ -150,7 +150,7 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 		select w.oid is not null, coalesce(w.relkind::text, ''), coalesce(w.relpersistence::text, ''), coalesce(w.relreplident::text, ''),
 			coalesce((select m.identified from member m where m.n = w.n and m.root), false),
 			exists (select 1 from pg_index x where x.indrelid = w.oid and x.indisprimary),
-			coalesce(has_table_privilege(w.oid, 'SELECT') and not row_security_active(w.oid), false),
+			coalesce(has_any_column_privilege(w.oid, 'SELECT') and not row_security_active(w.oid), false),
 			array(select g.attname from generated g where g.n = w.n and g.kind = 's' order by g.attnum),
 			array(select g.attname from generated g where g.n = w.n and g.kind = 'v' order by g.attnum),
 			exists (select 1 from generated g where g.n = w.n and g.identity),
