@@ -268,8 +268,8 @@ func (l *lane) tryKey(ctx context.Context, k *heldKey) error {
 	}
 	k.seen = l.worker.gate.tidings()
 	outcomes, err := l.send(ctx, b, k.part)
-	failed, refused := (*sinks.RequestError)(nil), false
-	switch refused = errors.As(err, &failed); {
+	failed, refused := errors.AsType[*sinks.RequestError](err)
+	switch {
 	case err == nil:
 		err = l.settle(ctx, b, k.part.items, outcomes)
 	case refused && (failed.Class == sinks.ClassTooLarge || failed.Class == sinks.ClassBadRequest || failed.Class == sinks.ClassRejected):
