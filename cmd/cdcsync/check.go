@@ -39,10 +39,13 @@ type checkReport struct {
 }
 
 func (a *app) check() error {
-	cfg, _, err := a.compiled()
+	cfg, templates, err := a.compiled()
 	report, err := newCheckReport(cfg, err)
 	if err != nil {
 		return err
+	}
+	for _, t := range templates {
+		report.Warnings = append(report.Warnings, t.OldRowWarnings()...)
 	}
 	if a.output == outputJSON {
 		if err := a.printJSON(report); err != nil {

@@ -137,16 +137,39 @@ func (t *Template) Without() []string {
 		return nil
 	}
 	if t.Spec.FullRows && t.Sends(cdc.OpDelete) {
-		lost = append(lost, "deletes become dead letters")
+		lost = append(lost, lostDeletes)
 	}
 	if t.when != nil && t.filtersRows() && t.Source.Leave == LeaveDelete && t.Sends(cdc.OpDelete) {
-		lost = append(lost, "rows that leave the filter stay at the vendor")
+		lost = append(lost, lostLeaving)
 	}
 	if t.mapIsValue() {
-		lost = append(lost, "flags that leave "+t.flagsName()+" are not withdrawn")
+		lost = append(lost, lostFlags)
 	}
 	return lost
 }
+
+// OldRowWarnings are about what the mapping says and only REPLICA IDENTITY FULL lets happen. Whether the table has it is for the database to say.
+func (t *Template) OldRowWarnings() problem.List {
+	var r reporter
+	r.source = t.Source
+	full := "ALTER TABLE " + quoteIdent(t.Source.Table.Schema) + "." + quoteIdent(t.Source.Table.Name) + " REPLICA IDENTITY FULL"
+	const without = "needs REPLICA IDENTITY FULL, without which the old row is not known and "
+	for _, lost := range t.Without() {
+		switch lost {
+		case lostLeaving:
+			r.report(&t.Source.When, "when", without+lost, full+", or leave: keep")
+		case lostFlags:
+			r.report(&t.Source.Item, "item."+t.flagsName(), without+lost, full)
+		}
+	}
+	return r.problems
+}
+
+const (
+	lostDeletes = "deletes become dead letters"
+	lostLeaving = "rows that leave the filter stay at the vendor"
+	lostFlags   = "flags that leave the map are not withdrawn"
+)
 
 // filtersRows reports whether the filter looks at nothing but the row, so that it defines a set of rows.
 func (t *Template) filtersRows() bool {
