@@ -6,6 +6,7 @@
 package cdc
 
 import (
+	"bytes"
 	"slices"
 	"time"
 )
@@ -164,6 +165,9 @@ const (
 	TypeComposite
 	TypeRange
 	TypeMultirange
+	// TypeUnknown is a type of which it is not known what it was when the row was written: it was dropped, or altered, before the
+	// change was read. The text of its values must not be interpreted, and not sent.
+	TypeUnknown
 )
 
 // Type describes a Postgres type as far as rendering needs it. The capture resolves it from the catalogue, so that reading
@@ -175,6 +179,27 @@ type Type struct {
 	Elem      *Type   // base of a domain, element of an array, subtype of a range or multirange
 	Delimiter byte    // between the elements of an array; ',' but for box
 	Fields    []Field // of a composite
+}
+
+// UnknownType is what is left of a type that is not known (any more).
+func UnknownType(t *Type) *Type {
+	return &Type{OID: t.OID, Name: t.Name, Kind: TypeUnknown, Delimiter: ','}
+}
+
+// Has reports whether the type, or one that it is built of, is of a kind.
+func (t *Type) Has(kind TypeKind) bool {
+	if t == nil {
+		return false
+	}
+	return t.Kind == kind || t.Elem.Has(kind) || slices.ContainsFunc(t.Fields, func(f Field) bool { return f.Type.Has(kind) })
+}
+
+// Same reports whether two types are read alike.
+func (t *Type) Same(other *Type) bool {
+	if t == nil || other == nil {
+		return t == other
+	}
+	return bytes.Equal(appendType(nil, t), appendType(nil, other))
 }
 
 // Field of a composite type.

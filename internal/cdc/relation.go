@@ -80,7 +80,7 @@ func (r *reader) typ(depth int) *Type {
 		return nil
 	}
 	t := &Type{Kind: TypeKind(r.byte()), Delimiter: r.byte(), OID: r.uint32(), Name: r.string()}
-	if r.err == nil && (t.Kind < TypeBase || t.Kind > TypeMultirange) {
+	if r.err == nil && (t.Kind < TypeBase || t.Kind > TypeUnknown) {
 		r.fail("type kind %d", t.Kind)
 	}
 	if r.byte() != 0 {

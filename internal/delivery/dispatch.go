@@ -30,6 +30,8 @@ type dispatcher struct {
 	scout   cdc.Decoder
 	roots   map[mapping.Table]*table // of refresh mappings, as the catalogue had them last
 
+	presents map[string]*table // of rows read back, by their relation's encoded form
+
 	route   mapping.Route
 	env     mapping.Env
 	ahead   mapping.Route // of looking ahead
@@ -85,6 +87,7 @@ type tables struct {
 type table struct {
 	relation *cdc.Relation
 	plans    []compiled
+	unknown  bool // it has a column of a type that is not known
 }
 
 type compiled struct {
@@ -104,7 +107,7 @@ func (e *fatalError) Unwrap() error { return e.err }
 const recycled = 16
 
 func newDispatcher(w *Worker, templates []*mapping.Template, source Source) *dispatcher {
-	d := &dispatcher{worker: w, source: source, seed: maphash.MakeSeed(), roots: make(map[mapping.Table]*table)}
+	d := &dispatcher{worker: w, source: source, seed: maphash.MakeSeed(), roots: make(map[mapping.Table]*table), presents: make(map[string]*table)}
 	d.partial, _ = w.sink.(Partial)
 	d.freed = make(chan *batch, recycled)
 	for _, t := range templates {
@@ -230,7 +233,7 @@ func (t *tables) of(d *dispatcher, rel *cdc.Relation) (*table, error) {
 }
 
 func (d *dispatcher) compile(rel *cdc.Relation) (*table, error) {
-	t := &table{relation: rel}
+	t := &table{relation: rel, unknown: slices.ContainsFunc(rel.Columns, func(c cdc.Column) bool { return c.Type.Has(cdc.TypeUnknown) })}
 	for _, r := range d.renderers {
 		if r.template.Source.Table != (mapping.Table{Schema: rel.Schema, Name: rel.Name}) {
 			continue
@@ -250,7 +253,8 @@ func (d *dispatcher) one(ctx context.Context, c *cdc.Change, t *table) error {
 		return nil
 	}
 	if d.incomplete(c, t) {
-		if err := d.complete(ctx, c); err != nil {
+		var err error
+		if t, err = d.complete(ctx, c, t); err != nil {
 			return err
 		}
 	}

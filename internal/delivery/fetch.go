@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -14,6 +15,8 @@ type Source interface {
 	// Rows reads columns of rows, in one snapshot that sees every transaction in xids. keys holds, for each row, the text of the
 	// primary key's columns (without one: of the replica identity's), in that order. A row that is not there is nil.
 	Rows(ctx context.Context, rel *cdc.Relation, columns []int, keys [][]string, xids []uint32) ([][]cdc.Value, error)
+	// Types are the types that columns of rows read back have now: nil for a column that is gone, and none when the table is.
+	Types(ctx context.Context, rel *cdc.Relation, columns []int) ([]*cdc.Type, error)
 	// Lookup runs a lookup's SQL with $1 = keys in such a snapshot. A key without rows is not in the result.
 	Lookup(ctx context.Context, sql string, keys []string, xids []uint32) (map[string]mapping.Rows, error)
 	// Relation is a table as the catalogue has it now; nil when there is none.
@@ -30,6 +33,7 @@ type fetched struct {
 type readBack struct {
 	columns []int
 	row     []cdc.Value
+	table   *table // of the relation with the types that the columns have now; nil when they are as they were
 }
 
 // question collects the rows of one relation that are to be read back.
@@ -51,9 +55,10 @@ type root struct {
 	suffix  string
 }
 
-// incomplete says whether a mapping reads a value that the server did not send.
+// incomplete says whether a mapping reads a value that the server did not send, or of which it is not known how to read it.
 func (d *dispatcher) incomplete(c *cdc.Change, t *table) bool {
-	if c.Op != cdc.OpUpdate || !slices.ContainsFunc(c.New, func(v cdc.Value) bool { return v.Kind == cdc.Unchanged }) {
+	unsent := c.Op == cdc.OpUpdate && slices.ContainsFunc(c.New, func(v cdc.Value) bool { return v.Kind == cdc.Unchanged })
+	if !unsent && !t.unknown {
 		return false
 	}
 	d.missing = missing(d.missing[:0], c, t)
@@ -69,20 +74,45 @@ func missing(dst []int, c *cdc.Change, t *table) []int {
 	return slices.Compact(dst)
 }
 
-// complete puts values that were read back into the change.
-func (d *dispatcher) complete(ctx context.Context, c *cdc.Change) error {
+// complete puts values that were read back into the change, and returns the table that it is of then.
+func (d *dispatcher) complete(ctx context.Context, c *cdc.Change, t *table) (*table, error) {
 	if err := d.fetch(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	d.unit.fetched.fill(c)
-	return nil
+	return d.unit.fetched.fill(c, t), nil
 }
 
-func (f *fetched) fill(c *cdc.Change) {
+func (f *fetched) fill(c *cdc.Change, t *table) *table {
 	back := f.rows[c.Position]
+	if back.row == nil {
+		return t
+	}
+	if back.table != nil {
+		forgetOld(c, t.relation, back.table.relation)
+		t, c.Relation = back.table, back.table.relation
+	}
 	for i, column := range back.columns {
-		if back.row != nil && column < len(c.New) {
+		if column < len(c.New) {
 			c.New[column] = back.row[i]
+		}
+	}
+	return t
+}
+
+// forgetOld takes the values that now have other types out of the old row, whose text is in the form of the types before. What the
+// new row would take from the old one is put there first.
+func forgetOld(c *cdc.Change, before, now *cdc.Relation) {
+	if c.Old == nil {
+		return
+	}
+	for i := range c.New {
+		if !c.OldIsKey && c.New[i].Kind == cdc.Unchanged {
+			c.New[i] = c.Old[i]
+		}
+	}
+	for i := range c.Old {
+		if !before.Columns[i].Type.Same(now.Columns[i].Type) {
+			c.Old[i], c.OldIsKey = cdc.Value{}, true
 		}
 	}
 }
@@ -126,12 +156,12 @@ func (d *dispatcher) fetch(ctx context.Context) error {
 		return err
 	}
 	for _, q := range questions {
-		rows, err := d.rows(ctx, q.relation, q.columns, q.keys, xids)
+		rows, t, err := d.present(ctx, q, xids)
 		if err != nil {
 			return err
 		}
 		for i, pos := range q.positions {
-			f.rows[pos] = readBack{columns: q.columns, row: rows[i]}
+			f.rows[pos] = readBack{columns: q.columns, row: rows[i], table: t}
 		}
 	}
 	if err := d.lookUpAll(ctx, f, xids); err != nil {
@@ -139,6 +169,93 @@ func (d *dispatcher) fetch(ctx context.Context) error {
 	}
 	d.unit.fetched = f
 	return nil
+}
+
+// present reads rows back with the types that they have: the server writes the text of a composite type by the definition of
+// the moment, whatever the snapshot, so that the types are asked for before and behind. table is nil when they are as they were.
+func (d *dispatcher) present(ctx context.Context, q *question, xids []uint32) (rows [][]cdc.Value, t *table, err error) {
+	if !slices.ContainsFunc(q.columns, func(i int) bool { return alterable(q.relation.Columns[i].Type) }) {
+		rows, err = d.rows(ctx, q.relation, q.columns, q.keys, xids)
+		return rows, nil, err
+	}
+	before, err := d.types(ctx, q.relation, q.columns)
+	for err == nil {
+		if rows, err = d.rows(ctx, q.relation, q.columns, q.keys, xids); err != nil {
+			break
+		}
+		now, typesErr := d.types(ctx, q.relation, q.columns)
+		if typesErr != nil {
+			return nil, nil, typesErr
+		}
+		if slices.EqualFunc(before, now, (*cdc.Type).Same) {
+			t, err = d.retyped(q, rows, now)
+			break
+		}
+		before = now
+	}
+	return rows, t, err
+}
+
+// alterable reports whether a type can be another without the table being altered.
+func alterable(t *cdc.Type) bool { return t.Has(cdc.TypeComposite) || t.Has(cdc.TypeUnknown) }
+
+// retyped compiles the mappings for the relation with the types that were read. A mapping that does not fit them leaves the values unread.
+func (d *dispatcher) retyped(q *question, rows [][]cdc.Value, types []*cdc.Type) (*table, error) {
+	now := *q.relation
+	now.Columns = slices.Clone(now.Columns)
+	same := true
+	for n, t := range types {
+		i := q.columns[n]
+		same = same && t.Same(now.Columns[i].Type)
+		if t != nil {
+			now.Columns[i].Type = t
+		}
+	}
+	if same || len(types) == 0 {
+		return nil, nil
+	}
+	encoded := string(cdc.AppendRelation(nil, &now))
+	if known := d.presents[encoded]; known != nil {
+		return known, nil
+	}
+	t, err := d.compile(&now)
+	if _, misfit := errors.AsType[*fatalError](err); misfit {
+		unread(q, rows, types)
+		return nil, nil
+	}
+	const most = 100 // definitions of a sink's tables
+	if len(d.presents) >= most {
+		clear(d.presents)
+	}
+	d.presents[encoded] = t
+	return t, err
+}
+
+// unread takes out of the rows what has another type now, so that it is refused with its reason.
+func unread(q *question, rows [][]cdc.Value, types []*cdc.Type) {
+	for n, t := range types {
+		was := q.relation.Columns[q.columns[n]].Type
+		if t.Same(was) {
+			continue
+		}
+		value := cdc.Value{Kind: cdc.Unchanged}
+		if was.Has(cdc.TypeUnknown) {
+			value.Kind = cdc.Text // which is never rendered
+		}
+		for _, row := range rows {
+			if row != nil {
+				row[n] = value
+			}
+		}
+	}
+}
+
+func (d *dispatcher) types(ctx context.Context, rel *cdc.Relation, columns []int) (types []*cdc.Type, err error) {
+	err = d.ask(ctx, "types of "+rel.String(), func(ctx context.Context) (err error) {
+		types, err = d.source.Types(ctx, rel, columns)
+		return err
+	})
+	return types, err
 }
 
 // questions lists the rows to read back, and the transactions whose effects must be seen.
@@ -172,7 +289,7 @@ func (d *dispatcher) questions() (all []*question, xids []uint32, err error) {
 // rowKey is the text of the columns by which a row is read back; nil when there are none or they were not sent.
 func rowKey(c *cdc.Change) (key []string) {
 	for _, i := range keyColumns(c.Relation) {
-		if i >= len(c.New) || c.New[i].Kind != cdc.Text {
+		if i >= len(c.New) || c.New[i].Kind != cdc.Text || c.Relation.Columns[i].Type.Has(cdc.TypeUnknown) {
 			return nil
 		}
 		key = append(key, string(c.New[i].Data))
@@ -198,7 +315,7 @@ func keyColumns(rel *cdc.Relation) []int {
 func (d *dispatcher) lookUpAll(ctx context.Context, f *fetched, xids []uint32) error {
 	keys := make(map[*renderer][]map[string]bool)
 	err := d.unit.scan(func(c *cdc.Change, t *table) error {
-		f.fill(c)
+		t = f.fill(c, t)
 		for i := range t.plans {
 			p := &t.plans[i]
 			if n := len(p.template.Source.Lookups); n > 0 {
@@ -350,11 +467,7 @@ func (d *dispatcher) refreshTable(ctx context.Context, b *block, refresh *mappin
 	if err := d.handOver(ctx); err != nil {
 		return err
 	}
-	t, err := d.rootTable(ctx, refresh)
-	if err != nil {
-		return err
-	}
-	group, err = d.readRoots(ctx, t, refresh, group)
+	t, group, err := d.presentRoots(ctx, refresh, group)
 	if err != nil {
 		return err
 	}
@@ -374,6 +487,23 @@ func (d *dispatcher) refreshTable(ctx context.Context, b *block, refresh *mappin
 		}
 	}
 	return nil
+}
+
+// presentRoots reads roots with the types that they have.
+func (d *dispatcher) presentRoots(ctx context.Context, refresh *mapping.Refresh, group []root) (*table, []root, error) {
+	for {
+		t, err := d.rootTable(ctx, refresh)
+		if err != nil {
+			return nil, nil, err
+		}
+		there, err := d.readRoots(ctx, t, refresh, slices.Clone(group))
+		if err != nil || !slices.ContainsFunc(t.relation.Columns, func(c cdc.Column) bool { return alterable(c.Type) }) {
+			return t, there, err
+		}
+		if again, err := d.rootTable(ctx, refresh); err != nil || again == t {
+			return t, there, err
+		}
+	}
 }
 
 // rootTable compiles the mappings of a root table that have items, for the table as the catalogue has it now.

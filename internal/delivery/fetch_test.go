@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"strconv"
@@ -26,6 +27,8 @@ type database struct {
 	asked   []string
 	xids    []uint32
 	lookups map[string]string
+	texts   map[int]string       // of v, where it is no number
+	types   map[string]*cdc.Type // of columns, where they are others now
 }
 
 func (d *database) Rows(_ context.Context, rel *cdc.Relation, columns []int, keys [][]string, xids []uint32) (rows [][]cdc.Value, err error) {
@@ -47,6 +50,8 @@ func (d *database) Rows(_ context.Context, rel *cdc.Relation, columns []int, key
 		for _, c := range columns {
 			if rel.Columns[c].Name == "id" {
 				r = append(r, value(id))
+			} else if text := d.texts[id]; text != "" {
+				r = append(r, cdc.Value{Kind: cdc.Text, Data: []byte(text)})
 			} else {
 				r = append(r, value(v))
 			}
@@ -54,6 +59,22 @@ func (d *database) Rows(_ context.Context, rel *cdc.Relation, columns []int, key
 		rows = append(rows, r)
 	}
 	return rows, nil
+}
+
+func (d *database) Types(_ context.Context, rel *cdc.Relation, columns []int) (types []*cdc.Type, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fail != nil {
+		return nil, d.fail
+	}
+	for _, c := range columns {
+		t := d.types[rel.Columns[c].Name]
+		if t == nil {
+			t = rel.Columns[c].Type
+		}
+		types = append(types, t)
+	}
+	return types, nil
 }
 
 func (d *database) Lookup(_ context.Context, sql string, keys []string, xids []uint32) (map[string]mapping.Rows, error) {
@@ -286,4 +307,65 @@ func (f *family) Deliver(_ context.Context, items []sinks.Item, _ string) ([]sin
 		}
 	}
 	return allDelivered(items), nil
+}
+
+// A value of a type that was altered meanwhile is read back with the type that it has now, and never sent by another.
+func TestValueOfAnUnknownTypeIsReadBackWithItsType(t *testing.T) {
+	address := &cdc.Type{OID: 20000, Name: "addr", Kind: cdc.TypeComposite, Fields: []cdc.Field{{Name: "city", Type: textType}, {Name: "zip", Type: textType}}}
+	rel := *testTable
+	rel.Identity = 'f'
+	rel.Columns = []cdc.Column{{Name: "id", Identity: true, Type: int8Type}, {Name: "v", Identity: true, Type: cdc.UnknownType(address)}}
+	text := func(s string) cdc.Value { return cdc.Value{Kind: cdc.Text, Data: []byte(s)} }
+	for name, test := range map[string]struct {
+		db     *database
+		sent   []string
+		letter int
+	}{
+		"read back":  {&database{rows: map[int]int{1: 0, 2: 0}, texts: map[int]string{1: "(Rio,22)", 2: "(Olinda,53)"}, types: map[string]*cdc.Type{"v": address}}, []string{`{"id":1,"v":0,"n":{"city":"Rio","zip":"22"}}`, `{"id":3,"v":0,"n":null}`, `{"id":2,"v":0,"n":{"city":"Olinda","zip":"53"}}`}, 1},
+		"still gone": {&database{rows: map[int]int{1: 0, 2: 0}, texts: map[int]string{1: "(Rio,22)", 2: "(Olinda,53)"}}, []string{`{"id":3,"v":0,"n":null}`}, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				data := blockWith(10, func(w *cdc.Writer) {
+					w.Relation(rel.OID, cdc.AppendRelation(nil, &rel))
+					w.Row(message(cdc.OpInsert, rel.OID, value(1), text("(Rua A,Rio)")))
+					w.Row(message(cdc.OpInsert, rel.OID, value(3), cdc.Value{Kind: cdc.Null}))
+					update := cdc.AppendTuple(append(binary.BigEndian.AppendUint32([]byte{'U'}, rel.OID), 'O'), []cdc.Value{value(2), text("(Rua B,Olinda)")})
+					w.Row(cdc.AppendTuple(append(update, 'N'), []cdc.Value{value(2), {Kind: cdc.Unchanged}}))
+					w.Row(message(cdc.OpDelete, rel.OID, value(4), text("(Rua C,Rio)")))
+				})
+				s, v := newStore(data), new(raw)
+				deps := testDeps(t, s, v, `[{name: rows, table: t, item: {id: $id, v: 0, n: $v}}]`)
+				deps.Source = test.db
+				w := New(oneLane(), deps)
+				running(t, w)
+				synctest.Wait()
+				if diff := cmp.Diff(test.sent, v.bodies); diff != "" {
+					t.Errorf("sent (-want +got):\n%s", diff)
+				}
+				if len(s.letters) != test.letter || s.settledUpTo() != 1 {
+					t.Errorf("%d letters, want %d", len(s.letters), test.letter)
+				}
+				for _, letter := range s.letters {
+					if !strings.Contains(letter.Reason, "column v is of the type addr, which was altered or dropped") {
+						t.Errorf("reason %q", letter.Reason)
+					}
+				}
+				// What could not be read is tried again by a retry.
+				test.db.mu.Lock()
+				test.db.types = map[string]*cdc.Type{"v": address}
+				test.db.mu.Unlock()
+				for id, letter := range s.letters {
+					if letter.Op == cdc.OpDelete {
+						continue
+					}
+					retry(t, w, false, id)
+				}
+				synctest.Wait()
+				if len(v.bodies) != 3 {
+					t.Errorf("sent %v", v.bodies)
+				}
+			})
+		})
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/mapping"
 )
 
 // RetryOutcome says what RetryLetters did about one letter.
@@ -166,10 +167,23 @@ func (d *dispatcher) resend(ctx context.Context, letter *Letter, r *renderer, op
 func (d *dispatcher) open(letter *Letter) (change *cdc.Change, t *table, reason string) {
 	change, err := cdc.DecodeChange(letter.Change)
 	if err == nil {
+		doubt(change)
 		t, err = d.compile(change.Relation)
 	}
 	if err != nil {
 		reason = err.Error()
 	}
 	return change, t, reason
+}
+
+// doubt takes types back that do not fit the row: they were looked up when they had been altered already. The values are read back then.
+func doubt(c *cdc.Change) {
+	for i := range c.Relation.Columns {
+		t := c.Relation.Columns[i].Type
+		for _, row := range [][]cdc.Value{c.Old, c.New} {
+			if t.Has(cdc.TypeComposite) && i < len(row) && row[i].Kind == cdc.Text && !mapping.Readable(t, row[i].Data) {
+				c.Relation.Columns[i].Type = cdc.UnknownType(t)
+			}
+		}
+	}
 }

@@ -388,7 +388,7 @@ func goType(t *cdc.Type) reflect.Type {
 		return typeFloat
 	case formBool:
 		return typeBool
-	case formJSON:
+	case formJSON, formUnknown:
 		return nil
 	case formBytea:
 		return typeBytes

@@ -75,14 +75,21 @@ func (p *Plan) Coalesce() Coalesce {
 // of one record only when their Orders are equal.
 func (p *Plan) ByPerson() bool { return p.people < len(p.orders) }
 
-// Missing appends the columns that this plan reads of the change's new row and that the server did not send, since they are TOASTed and unchanged.
-// They have to be read back and put into ch.New before Route; usually there are none. A full old row makes up for them.
+// Missing appends the columns that this plan reads of the change's new row and that have to be read back and put into ch.New before Route; usually
+// there are none. The server does not send a TOASTed value that is unchanged, for which a full old row makes up; and what the type
+// of a value was is not always known (cdc.TypeUnknown).
 func (p *Plan) Missing(dst []int, ch *cdc.Change) []int {
-	if ch.New == nil || ch.Old != nil && !ch.OldIsKey {
+	if ch.New == nil {
 		return dst
 	}
+	whole := ch.Old != nil && !ch.OldIsKey
 	for _, i := range p.columns {
-		if i < len(ch.New) && ch.New[i].Kind == cdc.Unchanged {
+		if i >= len(ch.New) {
+			continue
+		}
+		kind := ch.New[i].Kind
+		unread := (kind == cdc.Text || kind == cdc.Unchanged) && p.relation.Columns[i].Type.Has(cdc.TypeUnknown)
+		if unread || kind == cdc.Unchanged && !whole {
 			dst = append(dst, i)
 		}
 	}
@@ -521,7 +528,7 @@ func sentAs(c *codec, n *shape.Node) string {
 		return "a number"
 	case formBool:
 		return "true or false"
-	case formJSON:
+	case formJSON, formUnknown:
 		return "any"
 	case formDate, formTimestamp, formTimestamptz:
 		if c.times == shape.TimesUnixMilli {

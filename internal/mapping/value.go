@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"unicode/utf8"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -44,6 +46,7 @@ const (
 	formComposite
 	formRange
 	formMultirange
+	formUnknown
 )
 
 // formsByName has the types that are not sent as text, by pg_type.typname, which is the same for built-in types and extensions.
@@ -78,6 +81,7 @@ type codec struct {
 	elem      *codec // of an array, range or multirange
 	delimiter byte
 	fields    []codecField
+	unknown   reason // why nothing can be rendered
 }
 
 type codecField struct {
@@ -92,6 +96,8 @@ func newCodec(t *cdc.Type, times shape.Times) *codec {
 		return c
 	}
 	switch t.Kind {
+	case cdc.TypeUnknown:
+		c.form, c.unknown = formUnknown, errUnknown(t)
 	case cdc.TypeDomain:
 		return newCodec(t.Elem, times)
 	case cdc.TypeArray:
@@ -118,6 +124,21 @@ func newCodec(t *cdc.Type, times shape.Times) *codec {
 		}
 	}
 	return c
+}
+
+// errUnknown says what stands in the way of reading a value by its type.
+func errUnknown(t *cdc.Type) reason {
+	name := t.Name
+	if name == "" {
+		name = fmt.Sprintf("with OID %d", t.OID)
+	}
+	return reason("is of the type " + name + ", which was altered or dropped about when the row was written, so that its text cannot be interpreted; the row could not be read back")
+}
+
+// Readable reports whether a value's text is in the form that its type has, as far as the number of a composite type's fields goes.
+func Readable(t *cdc.Type, text []byte) bool {
+	_, err := newCodec(t, shape.TimesISO).append(nil, text)
+	return !errors.Is(err, errMalformed)
 }
 
 // multirangeElem is the subtype, whether the catalogue gave it or the range type as the element.
@@ -150,6 +171,8 @@ func (c *codec) append(dst, text []byte) ([]byte, error) {
 		return appendInterval(dst, text)
 	case formHstore:
 		return appendHstore(dst, text)
+	case formUnknown:
+		return dst, c.unknown
 	case formArray:
 		return c.appendArray(dst, text)
 	case formComposite:

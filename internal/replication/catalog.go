@@ -152,9 +152,11 @@ func resolveTypes(ctx context.Context, q querier, rel *cdc.Relation) error {
 		return err
 	}
 	for i, oid := range oids {
-		if t := types[oid]; t != nil {
-			rel.Columns[i].Type = t
+		t := types[oid]
+		if t == nil { // it was dropped
+			t = cdc.UnknownType(rel.Columns[i].Type)
 		}
+		rel.Columns[i].Type = t
 	}
 	return nil
 }
@@ -193,6 +195,10 @@ type typeRow struct {
 	Array      bool
 	FieldNames []string
 	FieldTypes []uint32
+	Relid      uint32 // of a composite type, as are the next two
+	Version    string // changes whenever a field does
+	AsMade     bool   // no field was added, dropped or altered since the type was made
+	Next       uint64 // the first XID that was not given out yet
 }
 
 // loadTypes gives the types of the OIDs, with those they are built of. OIDs that the server does not know are left out.
@@ -209,14 +215,14 @@ func loadTypes(ctx context.Context, q querier, oids []uint32) (map[uint32]*cdc.T
 	if len(ask) == 0 {
 		return types, nil
 	}
-	if err := queryTypes(ctx, q, ask, types); err != nil {
+	if _, err := queryTypes(ctx, q, ask, types); err != nil {
 		return nil, err
 	}
 	return types, nil
 }
 
 // queryTypes adds the types of the OIDs that are asked for.
-func queryTypes(ctx context.Context, q querier, ask []uint32, types map[uint32]*cdc.Type) error {
+func queryTypes(ctx context.Context, q querier, ask []uint32, types map[uint32]*cdc.Type) (*typeBuilder, error) {
 	rows, err := q.Query(ctx, `
 		with recursive elem(oid, elem) as materialized (
 			select oid, typbasetype from pg_type where typtype = 'd'
@@ -236,25 +242,31 @@ func queryTypes(ctx context.Context, q querier, ask []uint32, types map[uint32]*
 		select t.oid, t.typname::text, t.typtype::text,
 			coalesce(member.typdelim, t.typdelim)::text, coalesce(e.elem, 0::oid), member.oid is not null,
 			array(select a.attname::text from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum),
-			array(select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum)
+			array(select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum),
+			case when t.typtype = 'c' then t.typrelid else 0::oid end,
+			case when t.typtype = 'c' then coalesce((select string_agg(concat_ws(' ', a.attnum, a.xmin, a.atttypid, a.attname), ',' order by a.attnum)
+				from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0), '') else '' end,
+			t.typtype <> 'c' or not exists (select 1 from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0
+				and (a.attisdropped or (a.xmin::text, a.cmin::text) <> (t.xmin::text, t.cmin::text))), -- one command makes all
+			pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 		from need join pg_type t on t.oid = need.oid
 		left join elem e on e.oid = t.oid
 		left join pg_type member on member.typarray = t.oid`, ask)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[typeRow])
 	if err != nil {
-		return fmt.Errorf("pg_type: %w", err)
+		return nil, fmt.Errorf("pg_type: %w", err)
 	}
-	b := typeBuilder{rows: make(map[uint32]typeRow, len(found)), types: types}
+	b := &typeBuilder{rows: make(map[uint32]typeRow, len(found)), types: types}
 	for _, row := range found {
 		b.rows[row.OID] = row
 	}
 	for _, oid := range ask {
 		b.build(oid)
 	}
-	return nil
+	return b, nil
 }
 
 type typeBuilder struct {
@@ -276,13 +288,24 @@ func (b *typeBuilder) build(oid uint32) *cdc.Type {
 		t.Delimiter = row.Delimiter[0]
 	}
 	if row.Elem != 0 {
-		t.Elem = b.build(row.Elem)
+		t.Elem = b.part(row.Elem)
 	}
 	for i, name := range row.FieldNames {
-		t.Fields = append(t.Fields, cdc.Field{Name: name, Type: b.build(row.FieldTypes[i])})
+		t.Fields = append(t.Fields, cdc.Field{Name: name, Type: b.part(row.FieldTypes[i])})
 	}
 	b.types[oid] = t
 	return t
+}
+
+// part makes a type that another is built of.
+func (b *typeBuilder) part(oid uint32) *cdc.Type {
+	if t := b.build(oid); t != nil {
+		return t
+	}
+	if t := builtinTypes[oid]; t != nil {
+		return t
+	}
+	return cdc.UnknownType(&cdc.Type{OID: oid})
 }
 
 func (r typeRow) kind() cdc.TypeKind {

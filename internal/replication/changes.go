@@ -14,7 +14,7 @@ import (
 func (s *session) message(ctx context.Context, m []byte) error {
 	switch m[0] {
 	case msgInsert, msgUpdate, msgDelete:
-		return s.row(m)
+		return s.row(ctx, m)
 	case msgBegin:
 		return s.begin(m)
 	case msgCommit:
@@ -23,8 +23,10 @@ func (s *session) message(ctx context.Context, m []byte) error {
 		return s.relation(ctx, m)
 	case msgTruncate:
 		return s.truncate(m)
-	case msgType, msgOrigin, msgLogical:
-		return nil // types come from the catalogue; origins and logical messages change no row
+	case msgType:
+		return s.typeName(m)
+	case msgOrigin, msgLogical:
+		return nil // they change no row
 	}
 	return errors.New("unknown to this version of cdcsync, which reads pgoutput's protocol 2 without streaming")
 }
@@ -115,7 +117,7 @@ func (s *session) open(before uint32) {
 	s.tx.begun = true
 }
 
-func (s *session) row(m []byte) error {
+func (s *session) row(ctx context.Context, m []byte) error {
 	if len(m) < 5 {
 		return errShort
 	}
@@ -126,6 +128,11 @@ func (s *session) row(m []byte) error {
 	s.tx.bytes += int64(len(m))
 	s.leaves.row(rel.Relation)
 	s.leaves.correct(m)
+	if rel.shifting != nil {
+		if err := s.define(ctx, rel); err != nil {
+			return err
+		}
+	}
 	part, included := s.tracking.streamed(rel, s.tx.xid, m)
 	if s.count(rel) {
 		s.place(rel, len(m))
@@ -178,17 +185,35 @@ func (s *session) relation(ctx context.Context, m []byte) error {
 		return err
 	}
 	s.leaves.announced(rel)
-	r := &relation{Relation: rel, mapped: s.mapped[rel.String()]}
+	for i := range rel.Columns {
+		rel.Columns[i].Type.Name = s.typeNames[rel.Columns[i].Type.OID]
+	}
+	r := &relation{Relation: rel, announced: rel, mapped: s.mapped[rel.String()]}
 	if r.mapped {
 		if err := s.unlocked(func() error { return s.enrich(ctx, rel) }); err != nil {
 			return fmt.Errorf("catalogue entry of %s: %w", rel, err)
 		}
-		r.encoded = cdc.AppendRelation(nil, rel)
+		r.encoded, r.shifting = cdc.AppendRelation(nil, rel), s.definitions.want(rel.Columns)
 		if s.out.writer.Has(rel.OID) { // the block has an older version
 			s.out.writer.Relation(rel.OID, r.encoded)
 		}
 	}
 	s.relations[rel.OID], s.last = r, nil
+	return nil
+}
+
+// typeName takes a Type message, which comes before the relation whose columns have the type. The catalogue has the rest, unless
+// the type was dropped.
+func (s *session) typeName(m []byte) error {
+	f := fields{rest: m[1:]}
+	oid, schema, name := f.uint32(), f.text(), f.text()
+	if f.err != nil {
+		return f.err
+	}
+	if schema != "" && schema != "public" { // the empty string is pg_catalog
+		name = schema + "." + name
+	}
+	s.typeNames[oid] = name
 	return nil
 }
 

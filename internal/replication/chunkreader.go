@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ type chunkReader struct {
 	relation   *cdc.Relation
 	encoded    []byte
 	version    string // of the table's columns
+	alterable  bool   // it has composite types
 	blocks     int64  // of a table without a key
 	everything []int  // indexes of all columns
 	key        []int  // indexes of the columns by which rows are ordered and told apart; none means that the table is read by place
@@ -120,7 +122,7 @@ func (r *chunkReader) look(ctx context.Context) error {
 	if recovering {
 		return &Error{Reason: "the source is a standby, on which snapshots cannot be compared with the stream", Solution: "backfill from the primary"}
 	}
-	rel, err := loadRelation(ctx, r.conn, r.publication, r.table.Schema, r.table.Name)
+	rel, err := r.load(ctx)
 	if err != nil {
 		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
 	}
@@ -141,9 +143,6 @@ func (r *chunkReader) look(ctx context.Context) error {
 		}
 	}
 	r.encoded, r.everything, r.keyOnly = cdc.AppendRelation(nil, rel), upTo(len(rel.Columns)), upTo(len(r.key))
-	if err := r.conn.QueryRow(ctx, chunkVersion, rel.OID).Scan(&r.version); err != nil {
-		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
-	}
 	var partitioned bool
 	if err := r.conn.QueryRow(ctx, `
 		select relkind = 'p', pg_relation_size(oid) / current_setting('block_size')::bigint from pg_class where oid = $1`, rel.OID).
@@ -168,10 +167,61 @@ func (r *chunkReader) look(ctx context.Context) error {
 	return nil
 }
 
-// chunkVersion changes with the columns of a table.
+// load reads the table's relation and its version, which belong together.
+func (r *chunkReader) load(ctx context.Context) (*cdc.Relation, error) {
+	for {
+		rel, err := loadRelation(ctx, r.conn, r.publication, r.table.Schema, r.table.Name)
+		if err != nil || rel == nil {
+			return nil, err
+		}
+		if err := r.conn.QueryRow(ctx, chunkVersion, rel.OID).Scan(&r.version); err != nil {
+			return nil, err
+		}
+		if r.alterable = hasComposite(rel); !r.alterable {
+			return rel, nil
+		}
+		again, err := loadRelation(ctx, r.conn, r.publication, r.table.Schema, r.table.Name)
+		if err != nil || again == nil || bytes.Equal(cdc.AppendRelation(nil, rel), cdc.AppendRelation(nil, again)) {
+			return again, err
+		}
+	}
+}
+
+func hasComposite(rel *cdc.Relation) bool {
+	return slices.ContainsFunc(rel.Columns, func(c cdc.Column) bool { return c.Type.Has(cdc.TypeComposite) })
+}
+
+// unaltered makes sure, when rows have been read, that composite types are what they were before: the server writes the text of a value by
+// the definition of the moment, whatever the snapshot.
+func (r *chunkReader) unaltered(ctx context.Context) error {
+	if !r.alterable {
+		return nil
+	}
+	var version string
+	if err := r.conn.QueryRow(ctx, chunkVersion, r.relation.OID).Scan(&version); err != nil {
+		return err
+	}
+	if version != r.version {
+		return errChanged
+	}
+	return nil
+}
+
+// chunkVersion changes with the columns of a table and with the composite types that they are built of.
 const chunkVersion = `
-	select coalesce(string_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod, ',' order by a.attnum), '')
-	from pg_attribute a where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped`
+	with recursive part(oid) as (
+		select atttypid from pg_attribute where attrelid = $1::oid and attnum > 0 and not attisdropped and atttypid >= 16384
+		union
+		select within.oid from part join pg_type t on t.oid = part.oid cross join lateral (
+			select unnest(array[t.typelem, t.typbasetype]) as oid
+			union all select rngsubtype from pg_range where rngtypid = t.oid or rngmultitypid = t.oid
+			union all select atttypid from pg_attribute where t.typtype = 'c' and attrelid = t.typrelid and attnum > 0 and not attisdropped
+		) within where within.oid >= 16384
+	)
+	select (select coalesce(string_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod, ',' order by a.attnum), '')
+			from pg_attribute a where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped)
+		|| (select coalesce(string_agg(concat_ws(' ', '', a.attrelid, a.attnum, a.xmin, a.attname), ',' order by a.attrelid, a.attnum), '')
+			from part join pg_type t on t.oid = part.oid and t.typtype = 'c' join pg_attribute a on a.attrelid = t.typrelid and a.attnum > 0)`
 
 // published keeps only the columns of rel that the publication sends, and returns its filter of rows; both are of Postgres 15 and newer.
 func (r *chunkReader) published(ctx context.Context, rel *cdc.Relation) (filter string, err error) {
@@ -443,11 +493,24 @@ func (r *chunkReader) transaction(ctx context.Context, p *place, size int, c *ch
 	err := r.receive(pipe, p, size, len(again) > 0, page, c)
 	if errors.Is(err, errEnough) {
 		c.cut = true
+		version, relation := r.version, r.relation
 		r.close(ctx) // cheaper than to read what is left
+		if !r.alterable {
+			return nil
+		}
+		if err := r.open(ctx); err != nil {
+			return err
+		}
+		if r.version != version || r.relation.OID != relation.OID {
+			return errChanged
+		}
 		return nil
 	}
 	if closeErr := pipe.Close(); err == nil {
 		err = closeErr
+	}
+	if err == nil {
+		err = r.unaltered(ctx)
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -56,8 +57,16 @@ func (e *Export) Rows(ctx context.Context, snapshot string, take func(row []cdc.
 	if err := readRows(conn.ExecParams(ctx, sql, nil, nil, nil, nil), take); err != nil {
 		return fmt.Errorf("read %s: %w", e.reader.table, withoutRow(err))
 	}
-	_, err := conn.Exec(ctx, "commit").ReadAll()
-	return err
+	if _, err := conn.Exec(ctx, "commit").ReadAll(); err != nil {
+		return err
+	}
+	if err := e.reader.unaltered(ctx); err != nil {
+		if errors.Is(err, errChanged) {
+			return &Error{Reason: fmt.Sprintf("the columns of %s, or the types that they are built of, were altered meanwhile", e.reader.table), Solution: "run it again"}
+		}
+		return err
+	}
+	return nil
 }
 
 func readRows(reader *pgconn.ResultReader, take func(row []cdc.Value) error) error {

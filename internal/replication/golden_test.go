@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -96,14 +97,28 @@ func replay(t *testing.T, ctx context.Context, o *offline, archive *txtar.Archiv
 }
 
 // recordedCatalog completes relations in the order in which they were recorded.
-type recordedCatalog struct{ relations []*cdc.Relation }
+type recordedCatalog struct{ relations, given []*cdc.Relation }
 
 func (c *recordedCatalog) enrich(_ context.Context, rel *cdc.Relation) error {
 	if len(c.relations) == 0 {
 		return errors.New("no more relations were recorded")
 	}
+	c.given = append(c.given, c.relations[0])
 	*rel, c.relations = *c.relations[0], c.relations[1:]
 	return nil
+}
+
+// define gives the types of the relation that was recorded last.
+func (c *recordedCatalog) define(_ context.Context, oids, _ []uint32, _ uint32) (sighting, error) {
+	found := sighting{types: make(map[uint32]definedType), until: math.MaxUint64}
+	for _, rel := range c.given {
+		for i := range rel.Columns {
+			if t := rel.Columns[i].Type; slices.Contains(oids, t.OID) {
+				found.types[t.OID] = definedType{typ: t, version: string(cdc.AppendRelation(nil, rel)), asMade: true}
+			}
+		}
+	}
+	return found, nil
 }
 
 // record runs the SQL on a Postgres and keeps what it sends.

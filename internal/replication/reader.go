@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -162,6 +163,45 @@ func (r *Reader) Rows(ctx context.Context, rel *cdc.Relation, columns []int, key
 	return result, nil
 }
 
+// Types gives the types that columns of a table have now, by the columns' names: nil for one that is gone, and none when the table is.
+func (r *Reader) Types(ctx context.Context, rel *cdc.Relation, columns []int) (types []*cdc.Type, err error) {
+	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	defer cancel()
+	err = r.ask(ctx, func(q querier) error {
+		types, err = presentTypes(ctx, q, rel, columns)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("types of %s: %w", rel, err)
+	}
+	return types, nil
+}
+
+func presentTypes(ctx context.Context, q querier, rel *cdc.Relation, columns []int) ([]*cdc.Type, error) {
+	rows, err := q.Query(ctx, `select attname::text, atttypid from pg_attribute where attrelid = $1 and attnum > 0 and not attisdropped`, rel.OID)
+	if err != nil {
+		return nil, err
+	}
+	present := make(map[string]uint32)
+	var name string
+	var oid uint32
+	if _, err := pgx.ForEachRow(rows, []any{&name, &oid}, func() error {
+		present[name] = oid
+		return nil
+	}); err != nil || len(present) == 0 {
+		return nil, err
+	}
+	known, err := loadTypes(ctx, q, slices.Collect(maps.Values(present)))
+	if err != nil {
+		return nil, err
+	}
+	types := make([]*cdc.Type, len(columns))
+	for i, c := range columns {
+		types[i] = known[present[rel.Columns[c].Name]]
+	}
+	return types, nil
+}
+
 // presentTable is a relation as the catalogue has it now.
 type presentTable struct {
 	name    string
@@ -260,16 +300,19 @@ func arrayLiteral(n int, element func(int) string) []byte {
 // Lookup runs a query with $1 = the array of keys, in one snapshot that sees every transaction in xids. The server reads the keys as
 // whatever array type the query makes of $1.
 func (r *Reader) Lookup(ctx context.Context, sql string, keys []string, xids []uint32) (LookupResult, error) {
-	found, err := r.read(ctx, sql, [][]byte{arrayLiteral(len(keys), func(i int) string { return keys[i] })}, xids)
-	if err != nil {
-		return LookupResult{}, fmt.Errorf("lookup: %w", err)
-	}
-	if len(found.fields) == 0 {
-		return LookupResult{}, &Error{Reason: "the lookup's query gives no columns", Solution: "let its first column be the key"}
-	}
 	result := LookupResult{Records: make(map[string][]Record)}
-	if result.Columns, err = r.columns(ctx, found.fields[1:]); err != nil {
-		return LookupResult{}, fmt.Errorf("lookup: %w", err)
+	var found found
+	for known := false; !known; {
+		var err error
+		if found, err = r.read(ctx, sql, [][]byte{arrayLiteral(len(keys), func(i int) string { return keys[i] })}, xids); err != nil {
+			return LookupResult{}, fmt.Errorf("lookup: %w", err)
+		}
+		if len(found.fields) == 0 {
+			return LookupResult{}, &Error{Reason: "the lookup's query gives no columns", Solution: "let its first column be the key"}
+		}
+		if result.Columns, known, err = r.columns(ctx, found.fields[1:]); err != nil {
+			return LookupResult{}, fmt.Errorf("lookup: %w", err)
+		}
 	}
 	for _, row := range found.rows {
 		if row[0].Kind == cdc.Text {
@@ -280,45 +323,53 @@ func (r *Reader) Lookup(ctx context.Context, sql string, keys []string, xids []u
 	return result, nil
 }
 
-// columns resolves the types of a result.
-func (r *Reader) columns(ctx context.Context, fields []pgconn.FieldDescription) ([]cdc.Field, error) {
+// columns resolves the types of a result. known is false when it cannot be told that composite types were the same while the result
+// was read: then it is to be read again.
+func (r *Reader) columns(ctx context.Context, fields []pgconn.FieldDescription) (columns []cdc.Field, known bool, err error) {
 	columns, ask := r.knownColumns(fields)
 	if len(ask) == 0 {
-		return columns, nil
+		return columns, true, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
 	var types map[uint32]*cdc.Type
-	err := r.ask(ctx, func(q querier) (err error) {
+	err = r.ask(ctx, func(q querier) (err error) {
 		types, err = loadTypes(ctx, q, ask)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	known = true
 	for i, f := range fields {
-		if columns[i].Type != nil {
+		if !slices.Contains(ask, f.DataTypeOID) {
 			continue
 		}
 		t := types[f.DataTypeOID]
 		if t == nil {
 			t = &cdc.Type{OID: f.DataTypeOID, Kind: cdc.TypeBase, Delimiter: ','}
 		}
+		if before := columns[i].Type; before != nil && before.Same(t) {
+			t = before // by which codecs are found again
+		} else if t.Has(cdc.TypeComposite) {
+			known = false
+		}
 		r.types[f.DataTypeOID], columns[i].Type = t, t
 	}
-	return columns, nil
+	return columns, known, nil
 }
 
-// knownColumns leaves the types nil that have to be asked for.
+// knownColumns gives the columns with the types that are known, and lists what is to be asked for: also composite types, which are
+// altered without the server saying so.
 func (r *Reader) knownColumns(fields []pgconn.FieldDescription) (columns []cdc.Field, ask []uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	columns = make([]cdc.Field, len(fields))
 	for i, f := range fields {
 		columns[i] = cdc.Field{Name: f.Name, Type: r.types[f.DataTypeOID]}
-		if columns[i].Type == nil {
+		if columns[i].Type == nil || columns[i].Type.Has(cdc.TypeComposite) {
 			ask = append(ask, f.DataTypeOID)
 		}
 	}

@@ -207,7 +207,7 @@ func TestLiveBuiltinTypes(t *testing.T) {
 		oids = append(oids, oid)
 	}
 	asked := make(map[uint32]*cdc.Type)
-	if err := queryTypes(l.ctx, l.conn, oids, asked); err != nil {
+	if _, err := queryTypes(l.ctx, l.conn, oids, asked); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(asked, builtinTypes); diff != "" {

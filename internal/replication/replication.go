@@ -153,6 +153,9 @@ type incarnation struct {
 	Publication string      `json:"publication,omitempty"` // name
 	Refused     string      `json:"refused,omitempty"`     // why the slot could not be streamed any more
 	Publisher   uint32      `json:"publisher,omitempty"`   // OID of the publication
+
+	// Types are the composite types, by the OIDs of the columns' types.
+	Types map[uint32]definition `json:"types,omitempty"`
 }
 
 func decodeIncarnation(state []byte) (*incarnation, error) {

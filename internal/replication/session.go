@@ -40,8 +40,12 @@ type session struct {
 	relations map[uint32]*relation // owned by read, as is all below
 	last      *relation            // of the row before, which is most often that of the next
 	leaves    leaves
-	tx        transaction
-	tally     tally
+
+	definitions definitions
+	typeNames   map[uint32]string                     // of types that are not built in, by OID
+	types       atomic.Pointer[map[uint32]definition] // for publish to remember
+	tx          transaction
+	tally       tally
 
 	// The backfill's part: tracking and pending are guarded by out.mu.
 	tracking tracking
@@ -53,6 +57,7 @@ type session struct {
 // relationSource completes a Relation message from the catalogue: types and primary key.
 type relationSource interface {
 	enrich(ctx context.Context, rel *cdc.Relation) error
+	definitionSource
 }
 
 // relation is the present version of a table in the stream.
@@ -60,6 +65,10 @@ type relation struct {
 	*cdc.Relation
 	mapped  bool
 	encoded []byte // of a mapped one
+
+	announced  *cdc.Relation // with the types that the catalogue had when it was announced
+	shifting   []int         // columns whose types have fields, which may be others now
+	definedFor cdc.LSN       // the transaction for which the types are what they are
 }
 
 // session connects, prepares and streams until something ends it. It never returns nil.
@@ -75,6 +84,10 @@ func (s *Stream) session(ctx context.Context) error {
 		return err
 	}
 	server.closeSQL(ctx)
+	definitions := newDefinitions(plan.source.Types)
+	if err := definitions.begin(ctx, s.catalog, s.cfg.Tables); err != nil {
+		return err
+	}
 	conn, err := server.wire.start(ctx, plan.command(&s.cfg))
 	if err != nil {
 		return streamError(&s.cfg, err)
@@ -82,6 +95,7 @@ func (s *Stream) session(ctx context.Context) error {
 	s.logger.InfoContext(ctx, "streaming", "slot", s.cfg.Slot, "start", plan.from, "stored", plan.start(), "open", plan.tail.Resume.Open, "stored_changes", plan.tail.Resume.Ordinal)
 	s.status.streaming(plan.start())
 	session := s.newSession(plan, conn, server.wire.frames)
+	session.definitions = definitions
 	if s.cfg.Backfills != nil {
 		if session.tracking, err = s.cfg.Backfills.recall(ctx, plan.tail.State); err != nil {
 			return err
@@ -99,7 +113,8 @@ func (s *Stream) newSession(plan *plan, conn net.Conn, frames *frames) *session 
 		cfg: &s.cfg, log: s.log, logger: s.logger, metrics: s.metrics, status: s.status, catalog: s.catalog,
 		conn: conn, frames: frames, out: newOutbox(plan.tail, plan.source.Confirmed, plan.witness()),
 		source: plan.source, clock: newClock(plan.senderTimeout, plan.confirmed), mapped: mapped,
-		relations: make(map[uint32]*relation), tally: tally{received: plan.start()}, moved: make(chan struct{}, 1),
+		relations: make(map[uint32]*relation), typeNames: make(map[uint32]string), definitions: newDefinitions(plan.source.Types),
+		tally: tally{received: plan.start()}, moved: make(chan struct{}, 1),
 		history: plan.history,
 	}
 	ses.history.shown = make(chan struct{})
@@ -201,14 +216,22 @@ func (s *session) store(ctx context.Context, next parcel) error {
 // remember has the log remember an LSN that is to be confirmed without a block.
 func (s *session) remember(ctx context.Context) error {
 	lsn, witness := s.out.wanted()
-	if lsn == 0 {
+	types := s.types.Swap(nil)
+	if lsn == 0 && types == nil {
 		return nil
 	}
-	s.source.Confirmed, s.source.Witness = lsn, witness
+	if types != nil {
+		s.source.Types = *types
+	}
+	if lsn != 0 {
+		s.source.Confirmed, s.source.Witness = lsn, witness
+	}
 	if err := s.log.SetSource(ctx, s.source.encode()); err != nil {
 		return fmt.Errorf("store position %s: %w", lsn, err)
 	}
-	s.out.remembered(lsn)
+	if lsn != 0 {
+		s.out.remembered(lsn)
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -329,7 +330,7 @@ func (s *Stream) identify(ctx context.Context, q querier, sv *survey, now system
 	if err != nil {
 		return fmt.Errorf("publication %s: %w", s.cfg.Publication, err)
 	}
-	if source == p.source {
+	if bytes.Equal(source.encode(), p.source.encode()) {
 		return nil
 	}
 	p.source = source

@@ -58,6 +58,10 @@ func (c *staticCatalog) enrich(_ context.Context, rel *cdc.Relation) error {
 	return c.fail
 }
 
+func (c *staticCatalog) define(context.Context, []uint32, []uint32, uint32) (sighting, error) {
+	return sighting{}, c.fail
+}
+
 // run begins a session where the log ends, lets script play the server, and returns what the session returned once the
 // script has closed the connection or ctx has ended.
 func (o *offline) run(ctx context.Context, tb testing.TB, script func(*walsender)) error {
