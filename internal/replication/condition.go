@@ -46,7 +46,7 @@ func checkCondition(ctx context.Context, q querier, rel *cdc.Relation, condition
 	if condition == "" {
 		return nil
 	}
-	c := conditionCheck{columns: make(map[string]bool, len(rel.Columns))}
+	c := conditionCheck{table: rel.Name, columns: make(map[string]bool, len(rel.Columns))}
 	for i := range rel.Columns {
 		c.columns[rel.Columns[i].Name] = true
 	}
@@ -275,6 +275,7 @@ func (s *conditionScanner) word() (conditionToken, error) {
 // conditionCheck goes over the tokens and gathers what the server has to be asked.
 type conditionCheck struct {
 	tokens  []conditionToken
+	table   string
 	columns map[string]bool
 
 	used      []string // columns
@@ -317,6 +318,9 @@ func (c *conditionCheck) token(i int) (more int, err error) {
 		return 0, nil
 	case t.text == "pg_catalog" && c.isSign(i+1, ".") && c.isSign(i+3, "("):
 		c.functions = append(c.functions, c.at(i+2).text)
+		return 2, nil
+	case t.text == c.table && c.isSign(i+1, ".") && c.columns[c.at(i+2).text] && !c.isSign(i+3, "("):
+		c.used = append(c.used, c.at(i+2).text) // what is no column there would be a function of the row
 		return 2, nil
 	case t.kind == tokenWord && t.text == "as": // of CAST
 		return c.typeName(i + 1)

@@ -45,7 +45,7 @@ func TestLiveConditionsThatAreTaken(t *testing.T) {
 		"mood = 'ok' and score > 3 and 'bad' = any(moods)", "lower(name) collate \"C\" < 'x'", "name is distinct from E'a\\'b' || 'c''d'",
 		"case when id = 1 then true else false end", "coalesce(length(name), 0) > 1", "substring(name from 1 for 2) = 'Ås'",
 		"trim(both 'x' from name) ~* '^a'", "pg_catalog.abs(id) = 1", "(id, name) = row(1, 'x')", "name ilike '%--%' and name <> '/* no */; drop'",
-		"id = -1 or - id < +2", "id # 1 = 0", "num_nonnulls(id, name) = 2", "b'101' = B'101'", "jsonb_path_exists(data, '$.a[*]')", "id = 1\n", "id = 1 -- one", "id /* /* nested */ */ = 1 -- '", "-- first\nid = 1",
+		"id = -1 or - id < +2", "id # 1 = 0", "num_nonnulls(id, name) = 2", "b'101' = B'101'", "jsonb_path_exists(data, '$.a[*]')", "id = 1\n", "t.id = 1 and \"t\".\"Order\" > 2", "id = 1 -- one", "id /* /* nested */ */ = 1 -- '", "-- first\nid = 1",
 	} {
 		if err := checkCondition(t.Context(), l.conn, rel, condition); err != nil {
 			t.Errorf("%s: got %v, want it taken", condition, err)
@@ -86,7 +86,9 @@ func TestLiveConditionsThatAreRefused(t *testing.T) {
 		"lower2(name) = 'x'":                              "lower2",
 		"evil.now() > at":                                 "evil",
 		"public.lower2(name) = 'x'":                       "public",
-		"t.id = 1":                                        `"t"`,
+		"t.lower2 = 'x'":                                  `"t"`,
+		"t.name('x') is null":                             `"t"`,
+		"secrets.password is null":                        `"secrets"`,
 		"t is not null":                                   `"t"`,
 		"(other).password = 'x'":                          "dot",
 		"other is null":                                   `column "other"`,
