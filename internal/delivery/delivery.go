@@ -10,6 +10,7 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"strconv"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/mapping"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
@@ -48,6 +50,8 @@ type Config struct {
 	ConfirmRate float64
 	// Memory bounds the bytes of blocks and rendered items that are not settled, but for one item; 0 means 8 MiB.
 	Memory int64
+	// Patience is how long one request, question or write may take before the worker counts as hung; 0 means 1 m.
+	Patience time.Duration
 }
 
 // Batch limits one request.
@@ -72,6 +76,7 @@ type Deps struct {
 	Account    *Account
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are not registered
+	Pulse      *pulse.Board          // nil: nobody looks
 }
 
 // Blocks is the sink's end of the buffer.
@@ -140,6 +145,7 @@ type Worker struct {
 	account *Account
 	log     *slog.Logger
 	metrics *metrics
+	pulse   *pulse.Board
 
 	gate     *gate
 	memory   *memory
@@ -171,6 +177,7 @@ const (
 	defaultGiveUp         = time.Hour
 	defaultRetryMin       = 500 * time.Millisecond
 	defaultRetryMax       = time.Minute
+	defaultPatience       = time.Minute
 )
 
 // New makes a Worker. It asks nothing of its dependencies but the sink's limits.
@@ -181,6 +188,7 @@ func New(cfg Config, deps Deps) *Worker {
 		blocks: deps.Blocks, sink: deps.Sink, limiter: deps.Limiter, pauses: deps.Pauses,
 		log:     deps.Logger.With("sink", cfg.Sink),
 		metrics: newMetrics(cfg.Sink, deps.Registerer),
+		pulse:   deps.Pulse,
 		memory:  newMemory(cfg.Memory),
 		keys:    newKeys(),
 		retries: make(chan retryRequest), ended: make(chan struct{}),
@@ -217,6 +225,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.ConfirmRate, defaultConfirmRate)
 	setDefault(&c.MaxWait, math.MaxInt64)
 	setDefault(&c.GiveUp, defaultGiveUp)
+	setDefault(&c.Patience, defaultPatience)
 	setDefault(&c.Retry, backoff.Range{Min: defaultRetryMin, Max: defaultRetryMax})
 }
 
@@ -227,28 +236,60 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Run delivers until ctx ends or Drain has finished; then it returns nil. Call it once.
+// Run delivers until ctx ends or Drain has finished; then it returns nil. Call it once. Any other end, a panic too, is the
+// sink's state from then on, and is returned.
 //
 // When ctx ends, requests in flight are broken off: their items are sent again after a restart.
 func (w *Worker) Run(ctx context.Context) error {
 	defer close(w.ended)
-	if err := w.recall(ctx); err != nil {
-		return ended(err)
+	err := w.guard("worker", w.run)(ctx)
+	asked := ctx.Err() != nil || w.draining.Err() != nil
+	switch {
+	case asked && isEnd(err):
+		return nil
+	case err == nil:
+		err = errors.New("delivery has ended although nobody asked")
 	}
+	w.gate.fail(err.Error())
+	return err
+}
+
+// isEnd reports whether err is how a loop ends that was asked to.
+func isEnd(err error) bool {
+	return err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errStopped)
+}
+
+// guard shows a panic in the sink's state at once: a pool hands it on when all others in the pool have ended.
+func (w *Worker) guard(loop string, run func(context.Context) error) func(context.Context) error {
+	l := w.pulse.Loop("sink "+w.cfg.Sink+", "+loop, w.cfg.Patience)
+	return func(ctx context.Context) error {
+		err := l.Run(ctx, run)
+		if _, panicked := errors.AsType[*pulse.PanicError](err); panicked {
+			w.gate.fail(err.Error())
+		}
+		return err
+	}
+}
+
+func (w *Worker) run(ctx context.Context) error {
+	if err := w.recall(ctx); err != nil {
+		return err
+	}
+	defer pulse.Rest(ctx)()    // who is waited for has a pulse of its own
 	stored := make(chan Block) // the next block, fetched while the last one is dispatched
 	life := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
-	life.Go(func(ctx context.Context) error {
+	life.Go(w.guard("reader", func(ctx context.Context) error {
 		defer close(stored)
 		return w.read(ctx, stored)
-	})
-	life.Go(func(ctx context.Context) error {
+	}))
+	life.Go(w.guard("dispatcher", func(ctx context.Context) error {
 		defer w.closeLanes()
 		return w.dispatch.run(ctx, stored)
-	})
+	}))
 	life.Go(func(ctx context.Context) error {
 		lanes := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
 		for _, l := range w.lanes {
-			lanes.Go(l.run)
+			lanes.Go(w.guard("lane "+strconv.Itoa(l.number), l.run))
 		}
 		err := lanes.Wait()
 		if w.tracker != nil {
@@ -259,15 +300,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.tracker != nil {
 		life.Go(w.tracker.run)
 	}
-	return ended(life.Wait())
-}
-
-// ended turns the errors of an end that was asked for into none.
-func ended(err error) error {
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errStopped) {
-		return nil
-	}
-	return err
+	return life.Wait()
 }
 
 // recall loads what outlives a restart: the pause, the keys of open letters, the items that wait for confirmation.
@@ -301,15 +334,18 @@ func (w *Worker) read(ctx context.Context, stored chan<- Block) error {
 		if err != nil {
 			return err
 		}
+		beat := pulse.Rest(ctx)
 		select {
 		case stored <- block:
 		case <-ctx.Done():
 		}
+		beat()
 	}
 }
 
 func (w *Worker) next(ctx context.Context) (block Block, err error) {
 	err = w.insist(ctx, trouble{name: "read", what: "read the buffer", blocks: true}, func(ctx context.Context) (err error) {
+		defer pulse.Rest(ctx)()
 		block, err = w.blocks.Next(ctx)
 		return err
 	})

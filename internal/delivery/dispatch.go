@@ -11,6 +11,7 @@ import (
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/mapping"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // dispatcher renders changes into the lanes' batches. Everything in it is owned by run's goroutine.
@@ -124,13 +125,16 @@ func newDispatcher(w *Worker, templates []*mapping.Template, source Source) *dis
 func (d *dispatcher) run(ctx context.Context, stored <-chan Block) error {
 	for {
 		var err error
+		beat := pulse.Rest(ctx)
 		select {
 		case b, ok := <-stored:
 			if !ok {
 				return nil
 			}
+			beat()
 			err = d.block(ctx, b)
 		case r := <-d.worker.retries:
+			beat()
 			err = d.letter(ctx, r)
 		case <-ctx.Done():
 			return ctx.Err()
@@ -151,6 +155,7 @@ func (d *dispatcher) run(ctx context.Context, stored <-chan Block) error {
 // stop keeps the sink blocked; what is in the lanes is still delivered, and dead letters are not retried.
 func (d *dispatcher) stop(ctx context.Context, fatal *fatalError) error {
 	d.worker.gate.troubled(trouble{name: "dispatch", blocks: true, final: true, reason: fatal.Error()})
+	defer pulse.Rest(ctx)()
 	for {
 		select {
 		case r := <-d.worker.retries:
@@ -639,6 +644,7 @@ func (d *dispatcher) waiting(ctx context.Context, wait func() error) error {
 			l.hurry(false)
 		}
 	}()
+	defer pulse.Rest(ctx)()
 	return wait()
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cdcsync/cdcsync/internal/backoff"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
@@ -64,6 +65,8 @@ type gate struct {
 	failing  map[int]failure     // lanes that back off
 	troubles map[string]*trouble // of our own side, by name
 	last     failure             // newest failure of a request
+
+	ended string // why delivery has ended; empty while it has not
 
 	state  State
 	reason string
@@ -202,6 +205,7 @@ func pause(ctx context.Context, d time.Duration, changed <-chan struct{}) error 
 		defer timer.Stop()
 		due = timer.C
 	}
+	defer pulse.Rest(ctx)()
 	select {
 	case <-due:
 	case <-changed:
@@ -420,6 +424,15 @@ func (g *gate) pausedAs() Pause {
 	return g.paused
 }
 
+// fail is the end of the delivery; the first reason counts.
+func (g *gate) fail(reason string) {
+	g.mu.Lock()
+	defer g.unlock()
+	if g.ended == "" {
+		g.ended = reason
+	}
+}
+
 func (g *gate) drain() {
 	g.mu.Lock()
 	defer g.unlock()
@@ -482,6 +495,8 @@ func (g *gate) publish() {
 		g.log.Info("sink delivers again", "was", before, "after", g.since.Sub(since).Round(time.Millisecond))
 	case StatePaused:
 		g.log.Info("sink paused", "was", before)
+	case StateFailed:
+		g.log.Error("sink has failed, nothing is delivered to it until a restart", "was", before, "reason", reason)
 	case StateHalted: // the words are ours
 		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", reason)
 	case StateRetrying, StateBlocked:
@@ -491,6 +506,9 @@ func (g *gate) publish() {
 
 // assess derives the state from all that is known: the gravest reason counts.
 func (g *gate) assess() (State, failure) {
+	if g.ended != "" {
+		return StateFailed, failure{reason: g.ended + "; see the log, and restart cdcsync"}
+	}
 	switch g.paused {
 	case PauseOperator:
 		return StatePaused, failure{reason: "by an operator"}
@@ -526,7 +544,7 @@ func (g *gate) assess() (State, failure) {
 
 // next is the earliest time at which something is tried again; zero when nothing waits for a time.
 func (g *gate) next() time.Time {
-	if g.paused != PauseNone {
+	if g.ended != "" || g.paused != PauseNone {
 		return time.Time{}
 	}
 	var next time.Time
@@ -561,6 +579,7 @@ func later(a, b time.Time) time.Time {
 // the worker drains.
 func (w *Worker) insist(ctx context.Context, t trouble, fn func(context.Context) error) error {
 	for n := 1; ; n++ {
+		pulse.Beat(ctx)
 		err := fn(ctx)
 		if err == nil {
 			if n > 1 {

@@ -8,7 +8,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
@@ -117,6 +120,7 @@ func (w *Worker) closeLanes() {
 // run sends until the lane is closed and empty. While draining it leaves what the vendor does not take now.
 func (l *lane) run(ctx context.Context) error {
 	for {
+		pulse.Beat(ctx)
 		b, err := l.take(ctx)
 		switch {
 		case errors.Is(err, errDue):
@@ -228,11 +232,9 @@ func (l *lane) send(ctx context.Context, b *batch, p part) (_ []sinks.Outcome, e
 	if l.ticket, err = w.gate.acquire(ctx, l.failedAt, l.retryAt, len(p.items)); err != nil {
 		return nil, err
 	}
-	if w.limiter != nil {
-		if err := w.limiter.Wait(ctx); err != nil {
-			w.gate.broken(l.ticket)
-			return nil, err
-		}
+	if err := admitted(ctx, w.limiter); err != nil {
+		w.gate.broken(l.ticket)
+		return nil, err
 	}
 	items, key := l.request.compose(b, p.items)
 	for _, i := range p.items {
@@ -244,6 +246,15 @@ func (l *lane) send(ctx context.Context, b *batch, p part) (_ []sinks.Outcome, e
 	l.took = time.Since(start)
 	w.metrics.inFlight.Dec()
 	return l.report(ctx, p, outcomes, err)
+}
+
+// admitted waits for the rate to allow a request; a nil limiter allows all.
+func admitted(ctx context.Context, limiter *rate.Limiter) error {
+	if limiter == nil {
+		return nil
+	}
+	defer pulse.Rest(ctx)()
+	return limiter.Wait(ctx)
 }
 
 // report tells the gate how the request went.

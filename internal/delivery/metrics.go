@@ -100,7 +100,7 @@ func (m *metrics) observe(w *Worker) {
 }
 
 func (m *metrics) setState(state State) {
-	for _, s := range []State{StateRunning, StateRetrying, StateBlocked, StateHalted, StatePaused} {
+	for _, s := range []State{StateRunning, StateRetrying, StateBlocked, StateHalted, StatePaused, StateFailed} {
 		value := 0.0
 		if s == state {
 			value = 1

@@ -19,6 +19,7 @@ const (
 	StateBlocked  State = "blocked"  // an operator probably has to act; it is tried again now and then
 	StateHalted   State = "halted"   // too many dead letters: mend, then Resume
 	StatePaused   State = "paused"   // by Pause
+	StateFailed   State = "failed"   // the delivery has ended by a defect: a restart may go on
 )
 
 // Status is a worker at one moment.

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"iter"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
 
@@ -251,6 +253,7 @@ func (t *tracker) waitForRoom(ctx context.Context) error {
 		if open < maxTracked {
 			return nil
 		}
+		beat := pulse.Rest(ctx)
 		select {
 		case <-t.room:
 		case <-t.worker.draining.Done(): // what is accepted has to be stored, however many there are
@@ -258,6 +261,7 @@ func (t *tracker) waitForRoom(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		beat()
 	}
 }
 
@@ -271,10 +275,11 @@ func (t *tracker) close() {
 
 func (t *tracker) run(ctx context.Context) error {
 	work := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
-	work.Go(t.keep)
-	for range confirmsPerLane * len(t.worker.lanes) {
-		work.Go(t.confirm)
+	work.Go(t.worker.guard("tracker", t.keep))
+	for n := range confirmsPerLane * len(t.worker.lanes) {
+		work.Go(t.worker.guard("confirmer "+strconv.Itoa(n), t.confirm))
 	}
+	defer pulse.Rest(ctx)()
 	return work.Wait()
 }
 
@@ -297,12 +302,14 @@ func (t *tracker) keep(ctx context.Context) error {
 		if closed {
 			return nil
 		}
+		beat := pulse.Rest(ctx)
 		select {
 		case <-t.work:
 		case <-t.end:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		beat()
 	}
 }
 
@@ -459,6 +466,7 @@ func (t *tracker) idle(ctx context.Context, wait time.Duration) error {
 		defer timer.Stop()
 		due = timer.C
 	}
+	defer pulse.Rest(ctx)()
 	select {
 	case <-due:
 	case <-t.ask:
@@ -501,11 +509,10 @@ func (t *tracker) decide(ctx context.Context, c *confirmation) error {
 
 // slot waits for what the rates allow.
 func (t *tracker) slot(ctx context.Context) error {
-	if err := t.limiter.Wait(ctx); err != nil {
-		return err
-	}
-	if t.worker.limiter != nil {
-		return t.worker.limiter.Wait(ctx)
+	for _, limiter := range []*rate.Limiter{t.limiter, t.worker.limiter} {
+		if err := admitted(ctx, limiter); err != nil {
+			return err
+		}
 	}
 	return nil
 }
