@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // tail is what the writer must know of the end of the blocks stream.
@@ -199,20 +200,21 @@ func (b *Buffer) publishPart(ctx context.Context, m *nats.Msg, id string, size i
 	m.Header[jetstream.ExpectedLastSeqHeader] = []string{strconv.FormatUint(b.tail.last, 10)}
 	waits := newAttempts()
 	for {
-		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+		// What is on its way is seen to its end, so that the next start knows what is stored; waiting ends with ctx.
+		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
 		seq, err := b.publishOnce(attempt, m)
 		cancel()
 		if err != nil && isWrongSequence(err) {
 			seq, err = b.ownSequence(ctx, next, id)
 		}
 		switch {
-		case ctx.Err() != nil && err != nil:
-			return ctx.Err()
 		case err == nil && seq == next:
 			b.tail.last = seq
 			return nil
 		case err == nil:
 			return &Error{Reason: fmt.Sprintf("the blocks stream gave sequence %d instead of %d", seq, next), Err: ErrConflict, Solution: "make sure that nothing else writes to " + b.names.blocks}
+		case ctx.Err() != nil:
+			return ctx.Err()
 		case fullReason(err) != "":
 			if err := b.awaitTrim(ctx, fullReason(err), size); err != nil {
 				return err
@@ -342,6 +344,7 @@ func (b *Buffer) awaitTrim(ctx context.Context, reason string, size int) error {
 		}
 	}
 	wake(b.trim)
+	defer pulse.Rest(ctx)() // that it waits is known
 	const again = 500 * time.Millisecond
 	timer := time.NewTimer(again)
 	defer timer.Stop()

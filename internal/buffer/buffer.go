@@ -7,6 +7,7 @@
 package buffer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,15 +15,17 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/sourcegraph/conc"
+	"github.com/sourcegraph/conc/pool"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // Config says where the buffer is and how large it may grow.
@@ -35,6 +38,8 @@ type Config struct {
 	Pipeline string
 	// MaxSize bounds the stored blocks, in bytes; 0 sets no bound. A change is applied when the buffer is opened.
 	MaxSize int64
+	// Pulse watches the loops; nil for nobody.
+	Pulse *pulse.Board
 	// Sinks are the configured sinks. Only they hold blocks; one that was never seen begins at the end of what is stored.
 	Sinks []string
 	// Repair lets Open go on where it refuses since cursors or values were lost: what is not known of a sink's cursor begins at
@@ -104,8 +109,10 @@ type Buffer struct {
 	read     *nats.Conn // reads: the server answers reads in a connection's read loop, where they would hold up writes
 	js       jetstream.JetStream
 	values   jetstream.KeyValue
-	loops    conc.WaitGroup
+	loops    *pool.ContextPool
 	stop     context.CancelFunc // ends the loops
+	failed   chan error         // size 1: why a loop has ended
+	broken   atomic.Bool        // a loop has ended
 
 	appending sync.Mutex // one Append or Tail at a time
 	tail      tail       // guarded by appending
@@ -190,11 +197,11 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, reg prometheus.R
 	b.health.init()
 	b.census.init()
 	loops, stop := context.WithCancel(context.WithoutCancel(ctx))
-	b.stop = stop
+	b.stop, b.loops, b.failed = stop, pool.New().WithContext(loops), make(chan error, 1)
 	defer func() {
 		if err != nil {
 			b.stop()
-			b.loops.Wait()
+			_ = b.loops.Wait() // their errors are in failed
 			b.release()
 		}
 	}()
@@ -205,7 +212,11 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, reg prometheus.R
 		return nil, err
 	}
 	if b.folder != nil {
-		b.loops.Go(func() { b.watch(loops) })
+		b.loop("folder watcher", func(ctx context.Context) {
+			b.watch(ctx)
+			defer pulse.Rest(ctx)()
+			<-ctx.Done() // a folder that is lost is told by Lost
+		})
 	}
 	for _, step := range []func(context.Context) error{b.claim, b.createStreams, b.enter} {
 		if err := step(ctx); err != nil {
@@ -223,19 +234,54 @@ func Open(ctx context.Context, cfg Config, logger *slog.Logger, reg prometheus.R
 		}
 	}
 	b.census.ready()
-	b.loops.Go(func() { b.writeCursors(loops) })
-	b.loops.Go(func() { b.writeTracked(loops) })
-	b.loops.Go(func() { b.trimSettled(loops) })
+	b.loop("cursor writer", b.writeCursors)
+	b.loop("tracked items writer", b.writeTracked)
+	b.loop("trimmer", b.trimSettled)
 	return b, nil
 }
+
+// loopPatience is for a write with all its attempts, while NATS has a moment of trouble.
+const loopPatience = 30 * time.Second
+
+// loop runs what goes on until Close.
+func (b *Buffer) loop(name string, run func(context.Context)) {
+	l := b.cfg.Pulse.Loop("buffer, "+name, loopPatience)
+	b.loops.Go(func(ctx context.Context) error {
+		err := l.Run(ctx, func(ctx context.Context) error {
+			run(ctx)
+			return ctx.Err()
+		})
+		if ctx.Err() == nil || isPanic(err) {
+			b.broken.Store(true)
+			select {
+			case b.failed <- fmt.Errorf("%s has ended: %w", name, cmp.Or(err, errEnded)):
+			default: // the first says enough
+			}
+		}
+		return nil
+	})
+}
+
+var errEnded = errors.New("nobody asked it to")
+
+func isPanic(err error) bool {
+	_, panicked := errors.AsType[*pulse.PanicError](err)
+	return panicked
+}
+
+// Failed gives the error of the first loop that has ended before Close: the buffer is of no use then.
+func (b *Buffer) Failed() <-chan error { return b.failed }
 
 // Close writes the cursors, ends the embedded server and waits for it. It gives up writing, but not ending, when ctx ends.
 // Nothing else may be called during or after it.
 func (b *Buffer) Close(ctx context.Context) error {
-	err := errors.Join(b.flushCursors(ctx), b.flushTracked(ctx))
+	var err error
+	if !b.broken.Load() { // else nobody would write them
+		err = errors.Join(b.flushCursors(ctx), b.flushTracked(ctx))
+	}
 	b.saveTables(ctx)
 	b.stop()
-	b.loops.Wait()
+	err = errors.Join(err, b.loops.Wait())
 	b.saveCensus()
 	b.release()
 	if err != nil {

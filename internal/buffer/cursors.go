@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // cursor is how far a sink has settled.
@@ -259,11 +260,13 @@ func (b *Buffer) saveCursors(ctx context.Context) error {
 func (b *Buffer) writeCursors(ctx context.Context) {
 	waits := newAttempts()
 	for {
+		beat := pulse.Rest(ctx)
 		select {
 		case <-b.cursors.dirty:
 		case <-ctx.Done():
 			return
 		}
+		beat()
 		if err := b.saveCursors(ctx); err != nil && ctx.Err() == nil {
 			b.logger.Error("cursors are not written: blocks that are delivered now would be delivered again after a restart", "err", err)
 			wake(b.cursors.dirty)

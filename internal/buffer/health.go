@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // health is what is wrong with the store at the moment, by fault.
@@ -95,6 +97,7 @@ func (b *Buffer) watch(ctx context.Context) {
 	waits := newAttempts()
 	var opened time.Time
 	for {
+		pulse.Beat(ctx)
 		select {
 		case text := <-b.health.failed:
 			const calm = time.Minute
@@ -125,6 +128,7 @@ func (b *Buffer) reopenStore(ctx context.Context, text string, waits *attempts) 
 	b.health.set(writeFault, reason+": capture waits; it goes on by itself when the disk takes it")
 	b.logger.Error("buffer cannot write, capture waits", "dir", b.cfg.Dir, "text", text)
 	b.releaseReserve()
+	defer pulse.Rest(ctx)() // Health tells it
 	for {
 		if waits.Wait(ctx) != nil {
 			return false

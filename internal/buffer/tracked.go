@@ -15,6 +15,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // Tracked is an item that a vendor has accepted and not confirmed yet.
@@ -311,6 +313,7 @@ func (b *Buffer) flushTracked(ctx context.Context) error {
 func (b *Buffer) writeTracked(ctx context.Context) {
 	const lazily = 20 * time.Millisecond
 	for {
+		beat := pulse.Rest(ctx)
 		select {
 		case <-b.tracked.urgent:
 		case <-b.tracked.lazy:
@@ -323,6 +326,7 @@ func (b *Buffer) writeTracked(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		beat()
 		err := b.storePending(ctx)
 		if err == nil {
 			err = b.tidyTracked(ctx)

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // A trim holds up appending for some milliseconds, since files are removed or rewritten: it waits until there is enough to
@@ -31,6 +33,7 @@ func (b *Buffer) trimSettled(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		pulse.Beat(ctx)
 		before := b.trimmable(time.Since(last))
 		if before == 0 {
 			continue
