@@ -145,7 +145,9 @@ cdcsync_delivery_state{sink="vendor",state="running"} 0
 func TestAnEndThatNobodyAskedForFailsTheSink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(blockOf(100, row{op: cdc.OpInsert, id: 1, v: 1}))
-		v := &vendor{answer: func(_ context.Context, items []sent) ([]sinks.Outcome, error) { return make([]sinks.Outcome, len(items)), nil }}
+		v := &vendor{answer: func(_ context.Context, items []sent) ([]sinks.Outcome, error) {
+			return make([]sinks.Outcome, len(items)), nil
+		}}
 		w := New(testConfig(), testDeps(t, s, v, plainMapping))
 		if err := w.Run(t.Context()); err == nil || w.Status().State != StateFailed {
 			t.Errorf("Run: %v, state %s", err, w.Status().State)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // carrier carries one backfill through one session: it reads chunks and hands them to the stream's log between transactions.
@@ -51,6 +52,7 @@ func (s *session) carryBackfills(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
+	s.loops.backfills.Rest() // one that is carried has a pulse of its own
 	select {
 	case <-s.history.shown: // else rows would be stored behind changes that never happened there
 	case <-ctx.Done():
@@ -79,7 +81,7 @@ func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry
 	wait := backoff.Attempts{Range: reconnects}
 	for run.Err() == nil {
 		before := e.place.Chunk
-		err := c.run(run)
+		err := s.loops.carrier.Run(run, c.run)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -105,7 +107,7 @@ func (s *session) carry(ctx, run context.Context, b *Backfills, e *backfillEntry
 
 // isFinal says whether a failed query fails again: what the server says of it, and not of itself.
 func isFinal(err error) bool {
-	if IsPermanent(err) {
+	if IsPermanent(err) || isPanic(err) {
 		return true
 	}
 	var pgErr *pgconn.PgError
@@ -164,9 +166,11 @@ func (c *carrier) track(ctx context.Context) error {
 			return nil
 		}
 		c.b.because(c.e, "waits until the transactions that are open now have ended: see pg_stat_activity, oldest xact_start first")
+		beat := pulse.Rest(ctx)
 		if err := backoff.Sleep(ctx, wait); err != nil {
 			return err
 		}
+		beat()
 	}
 }
 
@@ -184,6 +188,7 @@ func (c *carrier) beginTracking() {
 
 // one appends the next chunk, while the one behind it is read.
 func (c *carrier) one(ctx context.Context) error {
+	pulse.Beat(ctx)
 	if err := c.read(ctx); err != nil {
 		return err
 	}
@@ -211,6 +216,7 @@ func (c *carrier) one(ctx context.Context) error {
 
 // room waits until at most so many chunks wait for delivery.
 func (c *carrier) room(ctx context.Context, ahead int) error {
+	defer pulse.Rest(ctx)()
 	for len(c.outstanding) > ahead {
 		first := c.outstanding[0]
 		var at uint64
@@ -246,6 +252,7 @@ func (c *carrier) append(ctx context.Context) error {
 	if c.limiter == nil || a.appended == 0 {
 		return nil
 	}
+	defer pulse.Rest(ctx)()
 	for left := a.appended; left > 0; left -= c.limiter.Burst() {
 		if err := c.limiter.WaitN(ctx, min(left, c.limiter.Burst())); err != nil {
 			return err
@@ -279,6 +286,7 @@ func (c *carrier) passed(ctx context.Context) error {
 			rested = true
 			c.rest(ctx)
 		}
+		beat := pulse.Rest(ctx)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -290,6 +298,7 @@ func (c *carrier) passed(ctx context.Context) error {
 			c.s.ping()
 			wait = min(2*wait, longest)
 		}
+		beat()
 	}
 }
 
@@ -347,6 +356,7 @@ func (s *session) between(ctx context.Context, a *appending) error {
 	}
 	s.pending = a
 	s.out.mu.Unlock()
+	defer pulse.Rest(ctx)()
 	select {
 	case err := <-a.done:
 		return err

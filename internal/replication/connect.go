@@ -33,8 +33,9 @@ func parseURL(url string) (*pgx.ConnConfig, error) {
 
 // server is one server, reached twice: by an ordinary connection, for every question, and by a walsender's.
 type server struct {
-	sql  *pgx.Conn
-	wire *wire
+	sql     *pgx.Conn
+	wire    *wire
+	patient *patientConn // below sql
 }
 
 // dialServer opens both connections, and makes sure that they lead to the same server also where the URL names several hosts
@@ -46,12 +47,17 @@ func dialServer(ctx context.Context, url string, maxRow int64) (_ *server, err e
 	}
 	cfg.RuntimeParams["statement_timeout"] = statementTimeout
 	var address string
+	s := &server{}
 	dial := cfg.DialFunc
 	cfg.DialFunc = func(ctx context.Context, network, at string) (net.Conn, error) {
 		address = at
-		return dial(ctx, network, at)
+		conn, err := dial(ctx, network, at)
+		if err != nil {
+			return nil, err
+		}
+		s.patient = newPatientConn(conn, serverPatience)
+		return s.patient, nil
 	}
-	s := &server{}
 	if s.sql, err = pgx.ConnectConfig(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -68,6 +74,13 @@ func dialServer(ctx context.Context, url string, maxRow int64) (_ *server, err e
 
 // statementTimeout is for what is asked of the catalogue.
 const statementTimeout = "30s"
+
+const (
+	// serverPatience is for an answer's next byte: the server itself ends what takes longer than statementTimeout.
+	serverPatience = 40 * time.Second
+	// wirePatience is for an answer to a command that waits for nothing.
+	wirePatience = 40 * time.Second
+)
 
 // checkSame asks the ordinary connection for the walsender. A pooler gives process IDs of its own, with which nothing can be found.
 func (s *server) checkSame(ctx context.Context) error {
@@ -183,6 +196,8 @@ func (w *wire) drop(ctx context.Context, slot string) error {
 
 // start begins replication and takes the connection from pgconn: what follows is read through w.frames only.
 func (w *wire) start(ctx context.Context, c command) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, wirePatience)
+	defer cancel()
 	pg := w.pg
 	pg.Frontend().SendQuery(&pgproto3.Query{String: c.text})
 	if err := pg.Frontend().Flush(); err != nil {

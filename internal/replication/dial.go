@@ -72,7 +72,7 @@ func (c *patientConn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	if ours && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("nothing from the server for %s: %w", c.patience, err)
+		err = fmt.Errorf("nothing from the server for a while: %w", err)
 	}
 	return n, err
 }
@@ -82,10 +82,17 @@ func (c *patientConn) arm() (ours bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	until := time.Now().Add(c.patience)
-	if ours = c.above.IsZero() || until.Before(c.above); !ours {
+	if ours = c.patience > 0 && (c.above.IsZero() || until.Before(c.above)); !ours {
 		until = c.above
 	}
 	return ours, c.Conn.SetReadDeadline(until)
+}
+
+// setPatience is for the reads to come; 0 is for a question that may take any time.
+func (c *patientConn) setPatience(patience time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.patience = patience
 }
 
 func (c *patientConn) SetReadDeadline(t time.Time) error {

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // Error is a state of the source that waiting does not mend: an operator has to act.
@@ -35,6 +37,11 @@ func (e *Error) Unwrap() error { return e.Err }
 func IsPermanent(err error) bool {
 	_, permanent := errors.AsType[*Error](err)
 	return permanent
+}
+
+func isPanic(err error) bool {
+	_, panicked := errors.AsType[*pulse.PanicError](err)
+	return panicked
 }
 
 // busyError says that another process reads the slot.

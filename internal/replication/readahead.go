@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"github.com/sourcegraph/conc"
+
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // reading is a chunk that is being read.
@@ -22,7 +24,7 @@ func (c *carrier) begin(ctx context.Context, from place) {
 	r := &reading{chunk: c.spare, size: rows, from: from}
 	c.ahead, c.spare = r, nil
 	r.running.Go(func() {
-		r.err = c.reader.read(ctx, &r.from, units, r.chunk)
+		r.err = c.s.loops.chunks.Run(ctx, func(ctx context.Context) error { return c.reader.read(ctx, &r.from, units, r.chunk) })
 		c.s.logger.DebugContext(ctx, "chunk read", "id", c.e.ID, "after_rows", r.from.Rows, "rows", len(r.chunk.rows), "took", r.chunk.took, "err", r.err)
 	})
 }
@@ -36,7 +38,8 @@ func (c *carrier) read(ctx context.Context) error {
 		c.begin(ctx, c.e.place)
 	}
 	r := c.ahead
-	r.running.Wait()
+	c.readerFree()
+	pulse.Beat(ctx)
 	c.ahead = nil
 	if r.err != nil {
 		c.spare = r.chunk
@@ -61,6 +64,7 @@ func (c *carrier) readAhead(ctx context.Context) {
 // readerFree waits until nothing is read.
 func (c *carrier) readerFree() {
 	if c.ahead != nil {
+		c.s.loops.carrier.Rest() // the reader has a pulse of its own
 		c.ahead.running.Wait()
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // ReaderOptions bounds what a Reader asks of the source. Zero fields have defaults.
@@ -393,9 +394,11 @@ func (r *Reader) read(ctx context.Context, sql string, params [][]byte, xids []u
 		if err != nil || seen {
 			return result, withoutRow(err)
 		}
+		beat := pulse.Rest(ctx)
 		if err := backoff.Sleep(ctx, wait); err != nil {
 			return found{}, fmt.Errorf("wait until transactions are visible: %w", err)
 		}
+		beat()
 	}
 }
 

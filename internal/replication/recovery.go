@@ -178,7 +178,7 @@ func (r *Recovery) Run(ctx context.Context) (cdc.LSN, error) {
 			}
 		}
 		var err error
-		if begin, err = s.createSlot(ctx, r.server.sql); err != nil {
+		if begin, err = s.createSlot(ctx, r.server); err != nil {
 			return 0, err
 		}
 	}

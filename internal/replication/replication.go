@@ -16,6 +16,7 @@ import (
 
 	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 )
 
 // DefaultMaxRow is the largest row that is carried when Config does not say.
@@ -35,6 +36,8 @@ type Config struct {
 	MaxRow int64
 	// Backfills are carried while the stream runs; nil for none.
 	Backfills *Backfills
+	// Pulse watches the loops; nil for nobody.
+	Pulse *pulse.Board
 }
 
 // Table is one mapped table. A partitioned table is named by its root.
@@ -52,7 +55,7 @@ type Log interface {
 	// Tail returns the footer of the last whole block; ok is false when the log has never had one.
 	Tail(ctx context.Context) (footer cdc.Footer, ok bool, err error)
 	// Append stores the block durably: when it returns nil, the block survives a loss of power. While the log is full it
-	// waits. It retries by itself what can be retried. An error with a method Conflict() bool that gives true says that
+	// waits, until ctx ends; what is on its way then is seen to its end. It retries by itself what can be retried. An error with a method Conflict() bool that gives true says that
 	// somebody else has appended since Tail. The log keeps the block, which nobody writes to any more.
 	Append(ctx context.Context, block []byte) error
 	// Source returns what SetSource stored last, nil for nothing.
@@ -70,8 +73,22 @@ type Stream struct {
 	logger  *slog.Logger
 	metrics *metrics
 	status  *board
-	catalog *catalog // the ordinary connection beside the stream
+	catalog *catalog // ordinary connections beside the stream
+	loops   loops
 }
+
+// loops are the goroutines of a session.
+type loops struct {
+	reader, publisher *pulse.Loop
+	backfills         *pulse.Loop // all of them
+	carrier, chunks   *pulse.Loop // one of them, whose panic is the end of that one
+}
+
+const (
+	readerPatience    = 45 * time.Second // it looks at its clock every 10 s at least, and waits 10 s for the catalogue
+	publisherPatience = 30 * time.Second
+	carrierPatience   = time.Minute // one chunk
+)
 
 // New makes a stream; nothing is opened before Run. A nil registerer leaves the metrics unregistered.
 func New(cfg Config, log Log, logger *slog.Logger, reg prometheus.Registerer) *Stream {
@@ -80,12 +97,17 @@ func New(cfg Config, log Log, logger *slog.Logger, reg prometheus.Registerer) *S
 	}
 	s := &Stream{cfg: cfg, log: log, logger: logger, status: newBoard(cfg.Slot)}
 	s.catalog = newCatalog(cfg.URL)
+	s.loops = loops{
+		reader: cfg.Pulse.Loop("stream reader", readerPatience), publisher: cfg.Pulse.Loop("stream publisher", publisherPatience),
+		backfills: cfg.Pulse.Loop("backfills", carrierPatience), carrier: cfg.Pulse.Loop("backfill", carrierPatience),
+		chunks: cfg.Pulse.Loop("backfill's reader", carrierPatience),
+	}
 	s.metrics = newMetrics(reg, s.status)
 	return s
 }
 
 // Run captures until ctx ends, and then returns nil after a last status update. It reconnects for ever; the only errors it
-// returns are those that an operator must mend (see IsPermanent). Call it once.
+// returns are those that an operator must mend (see IsPermanent), and defects: a *pulse.PanicError. Call it once.
 func (s *Stream) Run(ctx context.Context) error {
 	defer s.catalog.close(ctx)
 	wait := backoff.Attempts{Range: reconnects}
@@ -96,7 +118,7 @@ func (s *Stream) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			s.status.stopped("shutting down")
 			return nil
-		case IsPermanent(err):
+		case IsPermanent(err), isPanic(err):
 			s.status.stopped(err.Error())
 			return s.refuse(ctx, err)
 		case s.status.storedLSN() > before:

@@ -27,6 +27,7 @@ type session struct {
 	metrics *metrics
 	status  *board
 	catalog relationSource
+	loops   loops
 
 	conn    net.Conn // owned by read
 	frames  *frames  // owned by read
@@ -110,7 +111,7 @@ func (s *Stream) newSession(plan *plan, conn net.Conn, frames *frames) *session 
 		mapped[t.String()] = true
 	}
 	ses := &session{
-		cfg: &s.cfg, log: s.log, logger: s.logger, metrics: s.metrics, status: s.status, catalog: s.catalog,
+		cfg: &s.cfg, log: s.log, logger: s.logger, metrics: s.metrics, status: s.status, catalog: s.catalog, loops: s.loops,
 		conn: conn, frames: frames, out: newOutbox(plan.tail, plan.source.Confirmed, plan.witness()),
 		source: plan.source, clock: newClock(plan.senderTimeout, plan.confirmed), mapped: mapped,
 		relations: make(map[uint32]*relation), typeNames: make(map[uint32]string), definitions: newDefinitions(plan.source.Types),
@@ -127,9 +128,9 @@ func (s *Stream) newSession(plan *plan, conn net.Conn, frames *frames) *session 
 // run ends when the connection or the log fails, or ctx ends; what the log has by then is confirmed.
 func (s *session) run(ctx context.Context) error {
 	p := pool.New().WithContext(ctx).WithCancelOnError().WithFirstError()
-	p.Go(s.read)
-	p.Go(s.publish)
-	p.Go(s.carryBackfills)
+	p.Go(s.loops.reader.Guard(s.read))
+	p.Go(s.loops.publisher.Guard(s.publish))
+	p.Go(s.loops.backfills.Guard(s.carryBackfills))
 	err := p.Wait()
 	if final := s.confirm(time.Now(), false); final != nil && ctx.Err() != nil {
 		s.logger.WarnContext(ctx, "last status update not sent", "err", final)
@@ -148,7 +149,8 @@ func (s *session) publish(ctx context.Context) error {
 			return err
 		}
 		for next, ok := s.out.take(); ok; next, ok = s.out.take() {
-			if err := s.settle(flight, next); err != nil {
+			s.loops.publisher.Beat()
+			if err := s.settle(ctx, flight, next); err != nil {
 				return err
 			}
 			if ctx.Err() != nil {
@@ -158,6 +160,7 @@ func (s *session) publish(ctx context.Context) error {
 		if ripe.Stop(); s.out.gather() {
 			ripe.Reset(gatherWait)
 		}
+		s.loops.publisher.Rest()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -165,12 +168,13 @@ func (s *session) publish(ctx context.Context) error {
 		case <-ripe.C:
 			s.out.ripen()
 		}
+		s.loops.publisher.Beat()
 	}
 }
 
 // withGrace ends a while after ctx does.
 func withGrace(ctx context.Context) (context.Context, context.CancelFunc) {
-	const grace = 5 * time.Second // a durable append takes milliseconds, unless the log is full
+	const grace = 2 * time.Second // a durable write takes milliseconds
 	flight, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
 		timer := time.AfterFunc(grace, cancel)
@@ -179,11 +183,12 @@ func withGrace(ctx context.Context) (context.Context, context.CancelFunc) {
 	return flight, func() { stop(); cancel() }
 }
 
-func (s *session) settle(ctx context.Context, next parcel) error {
+// settle does what is next: a block's Append knows by itself what to do when ctx ends.
+func (s *session) settle(ctx, flight context.Context, next parcel) error {
 	if next.do == nil {
 		return s.store(ctx, next)
 	}
-	if err := next.do(ctx); err != nil {
+	if err := next.do(flight); err != nil {
 		return err
 	}
 	s.out.did()
@@ -306,6 +311,7 @@ func (s *session) fill(ctx context.Context) error {
 		before := s.frames.read
 		err := s.frames.fill()
 		now := time.Now()
+		s.loops.reader.BeatAt(now)
 		s.flow.add(int(s.frames.read-before), now)
 		switch {
 		case err == nil:
@@ -369,6 +375,7 @@ func (s *session) waitForRoom(ctx context.Context) error {
 		case <-timer.C:
 			s.status.bufferFull()
 			now := time.Now()
+			s.loops.reader.BeatAt(now)
 			s.clock.deaf(now)
 			if err := s.tick(now); err != nil {
 				return err

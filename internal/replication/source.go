@@ -293,7 +293,7 @@ func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
 	case sv.slot != nil:
 		p.source = incarnation{Created: sv.slot.confirmed}
 	default:
-		if p.source.Created, err = s.createSlot(ctx, server.sql); err != nil {
+		if p.source.Created, err = s.createSlot(ctx, server); err != nil {
 			return nil, err
 		}
 	}
@@ -407,10 +407,13 @@ func (s *Stream) unpublished(known *incarnation, now *publicationFacts) bool {
 }
 
 // createSlot returns the slot's first consistent LSN. The server waits until the transactions that are open now have ended.
-func (s *Stream) createSlot(ctx context.Context, conn *pgx.Conn) (cdc.LSN, error) {
+func (s *Stream) createSlot(ctx context.Context, server *server) (cdc.LSN, error) {
+	conn := server.sql
 	if _, err := conn.Exec(ctx, "set statement_timeout = 0"); err != nil {
 		return 0, fmt.Errorf("slot %s: %w", s.cfg.Slot, err)
 	}
+	server.patient.setPatience(0)
+	defer server.patient.setPatience(serverPatience)
 	var at string
 	err := watchSlot(ctx, s.cfg.URL, conn.PgConn().PID(), s.slotWaits(ctx), func() (err error) {
 		at, err = s.makeSlot(ctx, conn)
