@@ -10,10 +10,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cdcsync/cdcsync/internal/admin"
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/buffer"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/config"
 	"github.com/cdcsync/cdcsync/internal/mapping"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/replication"
 )
 
@@ -206,10 +208,11 @@ func (p *pipeline) initial(ctx context.Context) {
 			said = err.Error()
 			p.logger.WarnContext(ctx, "initial backfill not started", "retry_in", interval, "err", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(interval):
+		beat := pulse.Rest(ctx)
+		if backoff.Sleep(ctx, interval) != nil {
+			return
 		}
+		beat()
 	}
 }
 

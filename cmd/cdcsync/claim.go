@@ -20,7 +20,7 @@ import (
 // one name, waits for it.
 func openBuffer(ctx context.Context, cfg *config.Config, source *replication.Config, logger *slog.Logger, reg prometheus.Registerer, repair bool) (*buffer.Buffer, error) {
 	c := bufferConfig(cfg)
-	c.Repair = repair
+	c.Repair, c.Pulse = repair, source.Pulse
 	wait := backoff.Attempts{Range: backoff.Range{Min: 200 * time.Millisecond, Max: 5 * time.Second}}
 	for {
 		id, asked := identify(ctx, source)

@@ -23,6 +23,7 @@ import (
 	"github.com/cdcsync/cdcsync/internal/config"
 	"github.com/cdcsync/cdcsync/internal/delivery"
 	"github.com/cdcsync/cdcsync/internal/mapping"
+	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/replication"
 	"github.com/cdcsync/cdcsync/internal/sinks"
 )
@@ -44,7 +45,8 @@ type pipeline struct {
 	admin     *admin.Server
 	listener  net.Listener
 
-	lag atomic.Pointer[replication.Lag] // what the source last said of the slot; nil before
+	pulse *pulse.Board
+	lag   atomic.Pointer[replication.Lag] // what the source last said of the slot; nil before
 }
 
 // newPipeline opens the buffer, which is known to be this source's then, and the admin listener. Run goes on from there. The sinks in skipMissed go on
@@ -57,7 +59,9 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 			p.close(ctx)
 		}
 	}()
+	p.pulse = pulse.NewBoard(logger, p.metrics)
 	source := sourceConfig(cfg, templates)
+	source.Pulse = p.pulse
 	if p.buffer, err = openBuffer(ctx, cfg, &source, logger, p.metrics, false); err != nil {
 		return nil, fmt.Errorf("buffer: %w", err)
 	}
@@ -115,7 +119,7 @@ func (p *pipeline) openSinks(ctx context.Context, skipMissed []string) error {
 		p.workers = append(p.workers, delivery.New(workerConfig(s), delivery.Deps{
 			Blocks: blocks{cursor}, Letters: letters{p.buffer, s.Name}, Tracks: tracks{p.buffer, s.Name}, Pauses: pauses{p.buffer, s.Name},
 			Source: source{p.reader}, Sink: sink, Mappings: templatesOf(p.templates, s.Name), Limiter: limiters[s.Account], Account: accounts[s.Account],
-			Logger: p.logger, Registerer: p.metrics,
+			Logger: p.logger, Registerer: p.metrics, Pulse: p.pulse,
 		}))
 	}
 	return nil
@@ -138,56 +142,93 @@ func (p *pipeline) openCursor(ctx context.Context, sink string, skipMissed bool)
 	return p.buffer.Sink(ctx, sink)
 }
 
-// Run carries changes until ctx ends, then drains within shutdown.grace. Its error is one that an operator must mend.
+// Run carries changes until ctx ends, then drains within shutdown.grace. Its error is one that an operator must mend, or that of
+// a part that has failed.
 func (p *pipeline) Run(ctx context.Context) error {
-	ctx, stop := context.WithCancel(ctx) // the capture may end by itself
+	ctx, stop := context.WithCancel(ctx) // the capture may end by itself, and any part may fail
 	defer stop()
 	// What lives longer than ctx: deliveries are drained after the capture has ended, and the listener shows how.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	workers := pool.New().WithContext(life)
 	for _, w := range p.workers {
-		workers.Go(w.Run)
+		workers.Go(func(ctx context.Context) error {
+			_ = w.Run(ctx) // its sink is failed then, and has said so
+			return nil
+		})
 	}
-	window := pool.New().WithContext(life)
-	window.Go(func(ctx context.Context) error { return p.admin.Run(ctx, p.listener) })
-	window.Go(func(context.Context) error { p.advise(ctx); return nil })
-	window.Go(func(context.Context) error { p.watchLag(ctx); return nil })
-	window.Go(func(context.Context) error { p.initial(ctx); return nil })
-	window.Go(func(context.Context) error { return p.watchBuffer(ctx, stop) })
+	parts := newSupervisor(life, p.logger, p.pulse, stop)
+	p.watch(ctx, parts)
 
 	p.logger.InfoContext(ctx, "started", "version", readBuild().Version, "admin", p.listener.Addr().String(), "sinks", len(p.sinks), "mappings", len(p.templates))
-	err := p.stream.Run(ctx)
+	err := p.pulse.Loop("capture", captureLimit).Run(ctx, func(ctx context.Context) error {
+		defer pulse.Rest(ctx)() // its loops have pulses of their own
+		return p.stream.Run(ctx)
+	})
 	stop()
 	p.logger.InfoContext(ctx, "draining", "grace", p.cfg.Shutdown.Grace)
-	p.drain(ctx)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.cfg.Shutdown.Grace)
+	defer cancel()
+	p.drain(grace)
 	end()
-	err = errors.Join(err, workers.Wait(), window.Wait())
-	p.close(ctx)
+	err = errors.Join(err, parts.err(), p.finish(ctx, workers.Wait, parts))
 	p.logger.InfoContext(ctx, "stopped")
 	return err
 }
 
-// watchBuffer stops everything when the buffer's folder is gone: nothing can be stored any more, and the start says what is lost.
-func (p *pipeline) watchBuffer(ctx context.Context, stop context.CancelFunc) error {
-	select {
-	case <-p.buffer.Lost():
-		stop()
-		return errors.New(p.buffer.Health())
-	case <-ctx.Done():
-		return nil
+const (
+	captureLimit  = time.Minute
+	listenerLimit = time.Minute
+	adviceLimit   = 5 * time.Minute // it asks every vendor, too
+	lagLimit      = time.Minute     // two connections are tried
+	initialLimit  = 5 * time.Minute // it looks at every table
+)
+
+// watch starts what goes on beside the stream and the workers.
+func (p *pipeline) watch(ctx context.Context, parts *supervisor) {
+	parts.keep("admin listener", listenerLimit, func(ctx context.Context) error {
+		defer pulse.Rest(ctx)() // who asks it sees whether it answers
+		return p.admin.Run(ctx, p.listener)
+	})
+	parts.keep("pulse", listenerLimit, func(ctx context.Context) error {
+		defer pulse.Rest(ctx)()
+		return p.pulse.Run(ctx)
+	})
+	parts.keep("buffer", listenerLimit, func(ctx context.Context) error {
+		defer pulse.Rest(ctx)()
+		select {
+		case err := <-p.buffer.Failed():
+			return err
+		case <-p.buffer.Lost(): // nothing can be stored any more, and the start says what is lost
+			return errors.New(p.buffer.Health())
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	parts.once("advice", adviceLimit, func(context.Context) { p.advise(ctx) })
+	parts.once("lag watcher", lagLimit, func(life context.Context) { p.watchLag(pulse.With(ctx, life)) })
+	parts.once("initial backfills", initialLimit, func(life context.Context) { p.initial(pulse.With(ctx, life)) })
+}
+
+// finish waits for what has been told to end, and closes what was opened. What hangs does not keep the process.
+func (p *pipeline) finish(ctx context.Context, workers func() error, parts *supervisor) error {
+	const patience = 5 * time.Second
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	err := errors.Join(waitFor(ending, "sinks", workers), parts.wait(ending))
+	if err == nil {
+		p.close(ctx)
 	}
+	return err
 }
 
 // drain lets requests in flight end, so that a start after it repeats nothing.
-func (p *pipeline) drain(ctx context.Context) {
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.cfg.Shutdown.Grace)
-	defer cancel()
+func (p *pipeline) drain(grace context.Context) {
 	draining := pool.New()
 	for i, w := range p.workers {
 		draining.Go(func() {
 			if err := w.Drain(grace); err != nil {
-				p.logger.WarnContext(ctx, "sink not drained, its requests in flight are repeated at the next start", "sink", p.cfg.Sinks[i].Name, "err", err)
+				p.logger.WarnContext(grace, "sink not drained, its requests in flight are repeated at the next start", "sink", p.cfg.Sinks[i].Name, "err", err)
 			}
 		})
 	}
@@ -221,6 +262,9 @@ func (p *pipeline) close(ctx context.Context) {
 // advise logs what an operator should know although nothing fails yet.
 func (p *pipeline) advise(ctx context.Context) {
 	findings, err := replication.Check(ctx, sourceConfig(p.cfg, p.templates))
+	if ctx.Err() != nil {
+		return // what was asked last was broken off
+	}
 	if err != nil {
 		p.logger.DebugContext(ctx, "source not checked", "err", err) // the stream says the same, louder
 	}
@@ -234,7 +278,11 @@ func (p *pipeline) advise(ctx context.Context) {
 		if !ok {
 			continue
 		}
-		for _, warning := range checker.Check(ctx) {
+		warnings := checker.Check(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		for _, warning := range warnings {
 			p.logger.WarnContext(ctx, "sink", "sink", p.cfg.Sinks[i].Name, "finding", warning)
 		}
 	}
@@ -252,11 +300,13 @@ func (p *pipeline) watchLag(ctx context.Context) {
 		if lag, err := p.stream.Lag(ctx); err == nil { // the stream's own state says when the source cannot be reached
 			p.lag.Store(&lag)
 		}
+		beat := pulse.Rest(ctx)
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		beat()
 	}
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -29,16 +28,18 @@ start repeats nothing. A second signal ends it at once; what was in flight is th
   cdcsync run --config /etc/cdcsync/config.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
 			cfg, templates, err := a.compiled()
 			if err != nil {
 				return err
 			}
 			a.limitMemory()
-			ctx, stop := untilSignal(cmd.Context())
-			defer stop()
-			p, err := newPipeline(ctx, cfg, templates, a.newLogger(cfg.Log), skipMissed...)
-			if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-				return nil // told to stop while it waited for the source
+			logger := a.newLogger(cfg.Log)
+			p, err := newPipeline(ctx, cfg, templates, logger, skipMissed...)
+			if err != nil && ctx.Err() != nil { // what was broken off is no news
+				logger.InfoContext(ctx, "stopped before it had started")
+				return nil
 			}
 			if err != nil {
 				return err

@@ -20,7 +20,7 @@ import (
 type window struct{ *pipeline }
 
 func (w *window) Status() admin.Status {
-	status := admin.Status{Buffer: w.bufferStatus(), Backfills: backfills{w.pipeline}.shown()}
+	status := admin.Status{Hung: w.pulse.Troubles(time.Now()), Buffer: w.bufferStatus(), Backfills: backfills{w.pipeline}.shown()}
 	stream := w.stream.Status()
 	status.Source = w.sourceStatus()
 	for i, worker := range w.workers {
@@ -87,6 +87,9 @@ func (w *window) Resume(ctx context.Context, sink string) error {
 	worker, err := w.worker(sink)
 	if err != nil {
 		return err
+	}
+	if worker.Status().State == delivery.StateFailed {
+		return &admin.Error{Kind: admin.KindConflict, Reason: "sink " + sink + " has failed: nothing delivers to it any more", Solution: "see the log, and restart cdcsync"}
 	}
 	return worker.Resume(ctx)
 }

@@ -8,10 +8,12 @@ import (
 	"context"
 	_ "embed"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -62,7 +64,7 @@ func New(cfg Config, parts Parts, logger *slog.Logger) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, parts: parts, logger: logger, started: time.Now()}
-	s.handler = s.guard(s.routes())
+	s.handler = s.recovered(s.guard(s.routes()))
 	return s, nil
 }
 
@@ -146,6 +148,23 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	return running.Wait()
+}
+
+// recovered logs a handler's panic, which net/http would answer by hanging up and tell at debug level.
+func (s *Server) recovered(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			switch value := recover(); value {
+			case nil:
+			case http.ErrAbortHandler: //nolint:errorlint // net/http compares it so
+				panic(value) //nolint:forbidigo // it is for net/http
+			default:
+				s.logger.Error("panic", "path", r.URL.Path, "value", fmt.Sprint(value), "stack", string(debug.Stack()))
+				http.Error(w, "the daemon has a defect: see its log", http.StatusInternalServerError)
+			}
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {

@@ -21,6 +21,8 @@ type Status struct {
 	Buffer    Buffer     `json:"buffer"`
 	Sinks     []Sink     `json:"sinks"`
 	Backfills []Backfill `json:"backfills"`
+	// Hung names the daemon's own loops that hang or have died.
+	Hung []string `json:"hung,omitempty"`
 }
 
 // SourceState is what the capture does.
@@ -75,6 +77,7 @@ const (
 	SinkBlocked  SinkState = "blocked"  // an operator must act (credentials, a failing lookup); tried again now and then
 	SinkHalted   SinkState = "halted"   // the limit of dead letters is reached: mend, then resume
 	SinkPaused   SinkState = "paused"   // by an operator
+	SinkFailed   SinkState = "failed"   // its delivery has ended by a defect: restart the daemon
 )
 
 // Sink is the delivery to one sink.
@@ -143,12 +146,12 @@ func (s *Status) Unready() []string {
 	}
 	for _, sink := range s.Sinks {
 		switch sink.State {
-		case SinkBlocked, SinkHalted:
+		case SinkBlocked, SinkHalted, SinkFailed:
 			reasons = append(reasons, because("sink "+sink.Name+" is "+string(sink.State), sink.Reason))
 		case SinkRunning, SinkRetrying, SinkPaused:
 		}
 	}
-	return reasons
+	return append(reasons, s.Hung...)
 }
 
 func because(what, reason string) string {

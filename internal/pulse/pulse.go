@@ -87,6 +87,11 @@ func Rest(ctx context.Context) (beat func()) {
 	return l.Beat
 }
 
+// With is ctx with the loop that another context belongs to.
+func With(ctx, loop context.Context) context.Context {
+	return context.WithValue(ctx, loopKey{}, of(loop))
+}
+
 func of(ctx context.Context) *Loop {
 	l, _ := ctx.Value(loopKey{}).(*Loop)
 	return l
