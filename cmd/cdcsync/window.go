@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/delivery"
 	"github.com/cdcsync/cdcsync/internal/mapping"
+	"github.com/cdcsync/cdcsync/internal/replication"
 )
 
 // window is the pipeline as the admin listener sees it.
@@ -21,10 +23,12 @@ type window struct{ *pipeline }
 
 func (w *window) Status() admin.Status {
 	status := admin.Status{Hung: w.pulse.Troubles(time.Now()), Buffer: w.bufferStatus(), Backfills: backfills{w.pipeline}.shown()}
-	stream := w.stream.Status()
 	status.Source = w.sourceStatus()
+	stored := w.buffer.Stats()
 	for i, worker := range w.workers {
-		status.Sinks = append(status.Sinks, w.sinkStatus(i, worker.Status(), stream.Stored))
+		sink := w.sinkStatus(i, worker.Status())
+		measureSink(&sink, &status.Source, stored.Last, cursorOf(stored.Cursors, sink.Name))
+		status.Sinks = append(status.Sinks, sink)
 	}
 	return status
 }
@@ -35,17 +39,48 @@ func (w *window) sourceStatus() admin.Source {
 		Slot: s.Slot, Publication: w.cfg.Source.Publication, State: admin.SourceState(s.State), Reason: s.Reason, Since: s.Since,
 		Received: s.Received, Stored: s.Stored, Confirmed: s.Confirmed, RetainedWALBytes: -1, Reconnects: uint64(s.Reconnects),
 	}
-	end := s.ServerEnd
-	if lag := w.lag.Load(); lag != nil {
-		source.RetainedWALBytes, end = lag.Retained, max(end, lag.ServerEnd)
-	}
-	if end > s.Received {
-		source.LagBytes = int64(end - s.Received)
-	}
+	measureSource(&source, s.ServerEnd, w.lag.Load(), time.Now())
 	if s.LastCommit.After(s.LastStored) {
 		source.LagSeconds = time.Since(s.LastStored).Seconds()
 	}
 	return source
+}
+
+// measureSource compares with the server's end of WAL as it was asked last; what was asked too long ago says nothing.
+func measureSource(source *admin.Source, seen cdc.LSN, lag *replication.Lag, now time.Time) {
+	const stale = 40 * time.Second // asked every 10 s
+	if lag == nil || now.Sub(lag.At) > stale {
+		source.LagBytes, source.RetainedWALBytes = -1, -1
+		return
+	}
+	source.RetainedWALBytes = lag.Retained
+	if end := max(seen, lag.ServerEnd); end > source.Stored {
+		source.LagBytes = int64(end - source.Stored)
+	}
+}
+
+// measureSink compares the sink's own cursor with the same end of WAL. A sink that has settled all that is stored is as far behind
+// as the source.
+func measureSink(sink *admin.Sink, source *admin.Source, last uint64, cursor buffer.CursorStats) {
+	sink.Delivered = max(sink.Delivered, cursor.Resume)
+	sink.LagBytes = source.LagBytes
+	if cursor.Seq >= last || source.LagBytes < 0 {
+		return
+	}
+	if source.Stored > sink.Delivered {
+		sink.LagBytes += int64(source.Stored - sink.Delivered)
+	}
+	if sink.LagSeconds == 0 { // it has not begun with what waits
+		sink.LagSeconds = max(0, time.Since(cursor.At).Seconds())
+	}
+}
+
+func cursorOf(cursors []buffer.CursorStats, sink string) buffer.CursorStats {
+	i := slices.IndexFunc(cursors, func(c buffer.CursorStats) bool { return c.Sink == sink })
+	if i < 0 {
+		return buffer.CursorStats{}
+	}
+	return cursors[i]
 }
 
 func (w *window) bufferStatus() admin.Buffer {
@@ -56,7 +91,7 @@ func (w *window) bufferStatus() admin.Buffer {
 	}
 }
 
-func (w *window) sinkStatus(i int, s delivery.Status, stored cdc.LSN) admin.Sink {
+func (w *window) sinkStatus(i int, s delivery.Status) admin.Sink {
 	sink := admin.Sink{
 		Name: s.Sink, Type: s.Type, State: admin.SinkState(s.State), Reason: s.Reason, Answer: s.Answer, Since: s.Since, NextAttempt: s.NextAttempt,
 		Delivered: s.Delivered, DeliveredAt: s.DeliveredAt, LagSeconds: s.Lag.Seconds(),
@@ -68,9 +103,6 @@ func (w *window) sinkStatus(i int, s delivery.Status, stored cdc.LSN) admin.Sink
 			ID: h.ID, Mapping: h.Mapping, Key: shownKey(h.Key), Since: h.Since, Attempts: h.Attempts, NextAttempt: h.Next, Waiting: h.Waiting,
 			Reason: h.Reason, Answer: h.Answer,
 		})
-	}
-	if s.Delivered != 0 && stored > s.Delivered {
-		sink.LagBytes = int64(stored - s.Delivered)
 	}
 	return sink
 }

@@ -49,7 +49,7 @@ type Source struct {
 	Stored    cdc.LSN `json:"stored_lsn"`    // all before it is in the buffer
 	Confirmed cdc.LSN `json:"confirmed_lsn"` // all before it the source may forget
 
-	LagBytes   int64   `json:"lag_bytes"`   // WAL that the source has written and the buffer does not have
+	LagBytes   int64   `json:"lag_bytes"`   // WAL that the source has written and the buffer does not have; negative when it is not known
 	LagSeconds float64 `json:"lag_seconds"` // age of the oldest such change, as far as it is known
 	// RetainedWALBytes is what the slot makes the source keep; negative when it is not known.
 	RetainedWALBytes int64  `json:"retained_wal_bytes"`
@@ -92,7 +92,7 @@ type Sink struct {
 
 	Delivered   cdc.LSN    `json:"delivered_lsn"`         // every change committed before it is settled
 	DeliveredAt time.Time  `json:"delivered_at,omitzero"` // commit time of the newest settled change
-	LagBytes    int64      `json:"lag_bytes"`             // WAL between what is stored and what is settled
+	LagBytes    int64      `json:"lag_bytes"`             // WAL that the source has written and the sink has not settled; negative when it is not known
 	LagSeconds  float64    `json:"lag_seconds"`           // age of the oldest change that is not settled; 0 when none is
 	InFlight    int        `json:"in_flight"`             // requests under way
 	Concurrency int        `json:"concurrency,omitempty"` // requests that may be

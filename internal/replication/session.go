@@ -532,6 +532,7 @@ func (s *session) account() {
 	t.bytesBefore = s.frames.read
 	s.metrics.received(t)
 	s.status.received(t, s.clock.last)
+	s.status.stored(s.out.progress().settled, time.Time{})
 	s.clock.received = max(s.clock.received, t.received)
 	*t = tally{bytesBefore: t.bytesBefore, received: t.received, serverEnd: t.serverEnd, lastCommit: t.lastCommit}
 }
