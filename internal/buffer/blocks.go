@@ -174,6 +174,9 @@ func (b *Buffer) appendParts(ctx context.Context, block []byte) (first, end uint
 	if err := b.awaitRoom(ctx, len(block), len(parts)); err != nil {
 		return 0, 0, err
 	}
+	if ctx.Err() != nil { // nothing is on its way yet
+		return 0, 0, ctx.Err()
+	}
 	b.tail.count++
 	id := b.writer + "." + strconv.FormatUint(b.tail.count, 10)
 	b.mu.Lock()
