@@ -105,26 +105,38 @@ func (x *gapIndex) same(gap *cdc.Gap) (cdc.Gap, bool) {
 	return cdc.Gap{}, false
 }
 
+// longestReason is how long what has happened in one gap may become.
+const longestReason = 1000
+
 // grow widens a known gap to what was found now.
 func grow(known cdc.Gap, now *cdc.Gap) cdc.Gap {
 	wider := known
 	if now.Since < known.Since {
 		wider.Since, wider.SinceTime = now.Since, now.SinceTime
 	}
+	wider.NoDeletes = known.NoDeletes && now.NoDeletes
+	if now.Remedy != "" || known.Until != 0 {
+		wider.Remedy = now.Remedy
+	}
 	if now.Until == 0 || known.Until != 0 && now.Until > known.Until {
 		wider.Until, wider.UntilTime = now.Until, now.UntilTime
 	}
-	if known.State != cdc.GapOpen || now.Reason != known.Reason {
+	switch {
+	case strings.Contains(known.Reason, now.Reason):
+	case known.State == cdc.GapOpen && len(known.Reason) < longestReason:
+		wider.Reason += "; " + now.Reason
+	default:
 		wider.Reason = now.Reason
 	}
-	if known.State != cdc.GapOpen && (wider.Since != known.Since || wider.Until != known.Until || now.Reason != known.Reason) {
-		wider.State, wider.Backfill = cdc.GapOpen, ""
+	if wider.Since != known.Since || wider.Until != known.Until || wider.Reason != known.Reason {
+		wider.State, wider.Backfill = cdc.GapOpen, "" // what was sent before is not all
 	}
 	return wider
 }
 
 func gapsEqual(x, y *cdc.Gap) bool {
-	return x.State == y.State && x.Reason == y.Reason && x.Since == y.Since && x.Until == y.Until && x.Backfill == y.Backfill
+	return x.State == y.State && x.Reason == y.Reason && x.Since == y.Since && x.Until == y.Until && x.Backfill == y.Backfill &&
+		x.Remedy == y.Remedy && x.NoDeletes == y.NoDeletes
 }
 
 // UpdateGap stores a changed gap; ErrNoGap when it was closed meanwhile.

@@ -18,6 +18,10 @@ type Gap struct {
 	Sinks []string `json:"sinks,omitempty"`
 	// Reason is a sentence for the operator: what has happened.
 	Reason string `json:"reason"`
+	// Remedy ends what is still missed: SQL, or a step in words. Empty when nothing is to be done but to send the rows.
+	Remedy string `json:"remedy,omitempty"`
+	// NoDeletes: the missing changes include no delete for certain, so that a backfill closes the gap wholly.
+	NoDeletes bool `json:"no_deletes,omitempty"`
 	// Since and Until bound the missing changes by commit. 0 and the zero time are for what is not known; Until is 0 while
 	// changes are still being missed.
 	Since     LSN       `json:"since_lsn,omitempty"`

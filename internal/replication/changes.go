@@ -170,6 +170,9 @@ func (s *session) truncate(m []byte) error {
 			return err
 		}
 		s.tracking.unknown(rel, s.tx.xid)
+		if rel.mapped {
+			s.survey.truncates(s.tx.xid)
+		}
 		if s.count(rel) {
 			s.place(rel, len(m))
 			s.out.writer.Truncate(oid)
@@ -189,6 +192,17 @@ func (s *session) relation(ctx context.Context, m []byte) error {
 		rel.Columns[i].Type.Name = s.typeNames[rel.Columns[i].Type.OID]
 	}
 	r := &relation{Relation: rel, announced: rel, mapped: s.mapped[rel.String()]}
+	var root *relation // of a partition, whose relation comes behind that of its root
+	if s.last == nil && s.announced != nil && s.announced.mapped {
+		root = s.announced
+	}
+	s.announced = r
+	if s.survey != nil {
+		at := moment{LSN: s.tx.commit, Time: s.tx.at.UTC()}
+		if err := s.unlocked(func() error { return s.survey.announced(ctx, rel, r.mapped, root, at) }); err != nil {
+			return err
+		}
+	}
 	if r.mapped {
 		if err := s.unlocked(func() error { return s.enrich(ctx, rel) }); err != nil {
 			return fmt.Errorf("catalogue entry of %s: %w", rel, err)

@@ -27,6 +27,8 @@ type Finding struct {
 	Table    string   `json:"table,omitempty"` // schema.table, when it is about one
 	Message  string   `json:"message"`
 	Solution string   `json:"solution,omitempty"`
+
+	missed bool // no more is wrong than that changes of the table are missed: where it was captured before, that is a gap of it
 }
 
 // Statement is SQL that the source needs.
@@ -151,16 +153,19 @@ func judgeTable(sv *survey, t *tableFacts, cfg *Config, add func(Finding)) {
 	say := func(severity Severity, message, solution string) {
 		add(Finding{Severity: severity, Table: name, Message: message, Solution: solution})
 	}
+	missed := func(message, solution string) {
+		add(Finding{Severity: Failure, Table: name, Message: message, Solution: solution, missed: true})
+	}
 	full := fullAdvice(sv, t, cfg)
 	switch {
 	case !t.exists:
-		say(Failure, fmt.Sprintf("table %s does not exist", name), "correct the mapping's table, or create the table")
+		missed(fmt.Sprintf("table %s does not exist", name), "correct the mapping's table, or create the table")
 		return
 	case t.kind != "r" && t.kind != "p":
-		say(Failure, fmt.Sprintf("%s is not a table (relkind %q): only tables have a stream of changes", name, t.kind), "map the tables beneath it")
+		missed(fmt.Sprintf("%s is not a table (relkind %q): only tables have a stream of changes", name, t.kind), "map the tables beneath it")
 		return
 	case t.persistence != "p":
-		say(Failure, fmt.Sprintf("table %s is unlogged or temporary: its changes are not in the WAL", name), "ALTER TABLE "+quoteTable(t.Table)+" SET LOGGED")
+		missed(fmt.Sprintf("table %s is unlogged or temporary: its changes are not in the WAL", name), "ALTER TABLE "+quoteTable(t.Table)+" SET LOGGED")
 	case !t.identified && (cfg.Manage || t.Table.Update || t.Table.Delete):
 		say(Failure, fmt.Sprintf("table %s has no replica identity: as long as it is published, UPDATE and DELETE on it fail in the application", name),
 			"give it a primary key, or "+full)
@@ -285,12 +290,12 @@ func judgePublication(sv *survey, cfg *Config, add func(Finding)) {
 		switch {
 		case !p.covered[t.String()]:
 			add(Finding{
-				Severity: Failure, Table: t.String(), Solution: solution,
+				Severity: Failure, Table: t.String(), Solution: solution, missed: true,
 				Message: fmt.Sprintf("publication %q does not send changes of %s under this name", cfg.Publication, t),
 			})
 		case t.Insert && !p.insert, t.Update && !p.update, t.Delete && !p.delete, t.Truncate && !p.truncate:
 			add(Finding{
-				Severity: Failure, Table: t.String(), Solution: solution,
+				Severity: Failure, Table: t.String(), Solution: solution, missed: true,
 				Message: fmt.Sprintf("publication %q leaves out operations that mappings of %s want", cfg.Publication, t),
 			})
 		}

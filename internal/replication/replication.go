@@ -38,6 +38,10 @@ type Config struct {
 	Backfills *Backfills
 	// Pulse watches the loops; nil for nobody.
 	Pulse *pulse.Board
+	// Gaps keeps what may have been missed; nil for a stream that is not surveyed.
+	Gaps Gaps
+	// Survey is how often the source is surveyed; 0 means DefaultSurvey.
+	Survey time.Duration
 }
 
 // Table is one mapped table. A partitioned table is named by its root.
@@ -75,6 +79,7 @@ type Stream struct {
 	status  *board
 	catalog *catalog // ordinary connections beside the stream
 	loops   loops
+	survey  *surveyor
 }
 
 // loops are the goroutines of a session.
@@ -82,12 +87,14 @@ type loops struct {
 	reader, publisher *pulse.Loop
 	backfills         *pulse.Loop // all of them
 	carrier, chunks   *pulse.Loop // one of them, whose panic is the end of that one
+	survey            *pulse.Loop
 }
 
 const (
 	readerPatience    = 45 * time.Second // it looks at its clock every 10 s at least, and waits 10 s for the catalogue
 	publisherPatience = 30 * time.Second
-	carrierPatience   = time.Minute // one chunk
+	carrierPatience   = time.Minute     // one chunk
+	surveyPatience    = 2 * time.Minute // its questions have a minute
 )
 
 // New makes a stream; nothing is opened before Run. A nil registerer leaves the metrics unregistered.
@@ -101,7 +108,9 @@ func New(cfg Config, log Log, logger *slog.Logger, reg prometheus.Registerer) *S
 		reader: cfg.Pulse.Loop("stream reader", readerPatience), publisher: cfg.Pulse.Loop("stream publisher", publisherPatience),
 		backfills: cfg.Pulse.Loop("backfills", carrierPatience), carrier: cfg.Pulse.Loop("backfill", carrierPatience),
 		chunks: cfg.Pulse.Loop("backfill's reader", carrierPatience),
+		survey: cfg.Pulse.Loop("survey", surveyPatience),
 	}
+	s.survey = newSurveyor(s)
 	s.metrics = newMetrics(reg, s.status)
 	return s
 }
@@ -110,6 +119,7 @@ func New(cfg Config, log Log, logger *slog.Logger, reg prometheus.Registerer) *S
 // returns are those that an operator must mend (see IsPermanent), and defects: a *pulse.PanicError. Call it once.
 func (s *Stream) Run(ctx context.Context) error {
 	defer s.catalog.close(ctx)
+	defer s.survey.close(ctx)
 	wait := backoff.Attempts{Range: reconnects}
 	for {
 		before := s.status.storedLSN()

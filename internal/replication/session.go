@@ -38,7 +38,10 @@ type session struct {
 	flow    flow            // owned by read
 	mapped  map[string]bool // by schema.table
 
+	survey *surveyor // nil when nothing is surveyed
+
 	relations map[uint32]*relation // owned by read, as is all below
+	announced *relation            // last; nil once a change has followed
 	last      *relation            // of the row before, which is most often that of the next
 	leaves    leaves
 
@@ -113,7 +116,7 @@ func (s *Stream) newSession(plan *plan, conn net.Conn, frames *frames) *session 
 	ses := &session{
 		cfg: &s.cfg, log: s.log, logger: s.logger, metrics: s.metrics, status: s.status, catalog: s.catalog, loops: s.loops,
 		conn: conn, frames: frames, out: newOutbox(plan.tail, plan.source.Confirmed, plan.witness()),
-		source: plan.source, clock: newClock(plan.senderTimeout, plan.confirmed), mapped: mapped,
+		source: plan.source, clock: newClock(plan.senderTimeout, plan.confirmed), mapped: mapped, survey: s.survey,
 		relations: make(map[uint32]*relation), typeNames: make(map[uint32]string), definitions: newDefinitions(plan.source.Types),
 		tally: tally{received: plan.start()}, moved: make(chan struct{}, 1),
 		history: plan.history,
@@ -131,6 +134,9 @@ func (s *session) run(ctx context.Context) error {
 	p.Go(s.loops.reader.Guard(s.read))
 	p.Go(s.loops.publisher.Guard(s.publish))
 	p.Go(s.loops.backfills.Guard(s.carryBackfills))
+	if s.survey != nil {
+		p.Go(s.loops.survey.Guard(s.survey.run))
+	}
 	err := p.Wait()
 	if final := s.confirm(time.Now(), false); final != nil && ctx.Err() != nil {
 		s.logger.WarnContext(ctx, "last status update not sent", "err", final)

@@ -261,7 +261,10 @@ func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := firstFailure(findings(sv, &s.cfg)); err != nil {
+	if err := s.survey.open(ctx); err != nil {
+		return nil, err
+	}
+	if err := firstFailure(s.survey.tolerated(findings(sv, &s.cfg))); err != nil {
 		return nil, err
 	}
 	if slot := sv.slot; slot != nil && slot.activePID != 0 {
@@ -282,10 +285,14 @@ func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
 	if err := compareHistory(ctx, server.wire, now, known, p); err != nil {
 		return nil, err
 	}
-	if s.cfg.Manage { // the publication first: a slot that is older than it cannot decode
-		if err := s.managePublication(ctx, server.sql, sv); err != nil {
-			return nil, err
-		}
+	switch { // the publication first: a slot that is older than it cannot decode
+	case s.survey != nil: // what is repaired was wrong before, which is recorded first
+		err = s.survey.survey(ctx)
+	case s.cfg.Manage:
+		err = s.managePublication(ctx, server.sql, sv)
+	}
+	if err != nil {
+		return nil, err
 	}
 	switch {
 	case known != nil:
@@ -482,7 +489,7 @@ func publicationStatements(cfg *Config, sv *survey) []Statement {
 	same := p != nil
 	for i := range sv.tables {
 		t := &sv.tables[i]
-		if t.heldBack(p) {
+		if t.heldBack(p) || !t.publishable() {
 			continue
 		}
 		tables = append(tables, quoteTable(t.Table))
@@ -511,4 +518,9 @@ func publicationStatements(cfg *Config, sv *survey) []Statement {
 		statements = append(statements, Statement{SQL: "ALTER PUBLICATION " + name + " SET (" + options + ")", Why: "the publication has other options"})
 	}
 	return statements
+}
+
+// publishable reports whether a publication can name the table.
+func (t *tableFacts) publishable() bool {
+	return t.exists && (t.kind == "r" || t.kind == "p") && t.persistence == "p"
 }
