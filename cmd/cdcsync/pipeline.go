@@ -68,14 +68,15 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	if err := refuseUnrecovered(ctx, p.buffer); err != nil {
 		return nil, err
 	}
-	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication, Needs: neededColumns(templates)}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
+	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication, Needs: neededColumns(templates), Delivered: p.delivered}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
 	if err != nil {
 		return nil, err
 	}
 	if err := p.backfills.Reconcile(ctx, mapped(templates)); err != nil {
 		return nil, fmt.Errorf("backfills: %w", err)
 	}
-	source.Backfills = p.backfills
+	source.Backfills, source.Gaps, source.Survey = p.backfills, p.buffer, cfg.Source.Survey
+	p.metrics.MustRegister(newGapMetrics(p.buffer))
 	p.stream = replication.New(source, p.buffer, logger, p.metrics)
 	p.reader, err = replication.NewReader(ctx, cfg.Source.QueryURL.Reveal(), replication.ReaderOptions{StatementTimeout: cfg.Source.QueryTimeout, Publication: cfg.Source.Publication})
 	if err != nil {
@@ -89,7 +90,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	}
 	window := &window{pipeline: p}
 	p.admin, err = admin.New(admin.Config{Listen: cfg.Admin.Listen, Token: cfg.Admin.Token, Version: readBuild().Version},
-		admin.Parts{Pipeline: window, DeadLetters: window, Backfills: backfills{p}, Metrics: p.metrics}, logger)
+		admin.Parts{Pipeline: window, DeadLetters: window, Backfills: backfills{p}, Gaps: window, Metrics: p.metrics}, logger)
 	return p, err
 }
 
@@ -208,6 +209,7 @@ func (p *pipeline) watch(ctx context.Context, parts *supervisor) {
 	parts.once("advice", adviceLimit, func(context.Context) { p.advise(ctx) })
 	parts.once("lag watcher", lagLimit, func(life context.Context) { p.watchLag(pulse.With(ctx, life)) })
 	parts.once("initial backfills", initialLimit, func(life context.Context) { p.initial(pulse.With(ctx, life)) })
+	parts.once("gaps", initialLimit, func(life context.Context) { p.watchGaps(pulse.With(ctx, life)) })
 }
 
 // finish waits for what has been told to end, and closes what was opened. What hangs does not keep the process.

@@ -90,6 +90,7 @@ delivers them to StopChurn, Fanbase and Fanatics, in order and at least once, as
 		newResumeCommand(a),
 		newDLQCommand(a),
 		newBackfillCommand(a),
+		newGapsCommand(a),
 		newExportCommand(a),
 		newRecoverCommand(a),
 		newSchemaCommand(a),

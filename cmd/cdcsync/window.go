@@ -22,8 +22,10 @@ import (
 type window struct{ *pipeline }
 
 func (w *window) Status() admin.Status {
-	status := admin.Status{Hung: w.pulse.Troubles(time.Now()), Buffer: w.bufferStatus(), Backfills: backfills{w.pipeline}.shown()}
-	status.Source = w.sourceStatus()
+	status := admin.Status{
+		Hung: w.pulse.Troubles(time.Now()), Buffer: w.bufferStatus(), Backfills: backfills{w.pipeline}.shown(), Gaps: w.shownGaps(),
+	}
+	status.Source, status.Hazards = w.sourceStatus(), w.hazards()
 	stored := w.buffer.Stats()
 	for i, worker := range w.workers {
 		sink := w.sinkStatus(i, worker.Status())
@@ -43,6 +45,7 @@ func (w *window) sourceStatus() admin.Source {
 	if s.LastCommit.After(s.LastStored) {
 		source.LagSeconds = time.Since(s.LastStored).Seconds()
 	}
+	w.surveyed(&source)
 	return source
 }
 
@@ -81,6 +84,33 @@ func cursorOf(cursors []buffer.CursorStats, sink string) buffer.CursorStats {
 		return buffer.CursorStats{}
 	}
 	return cursors[i]
+}
+
+// surveyed tells when a survey is overdue: what would be a gap is then not seen.
+func (w *window) surveyed(source *admin.Source) {
+	const missed, least = 3, time.Minute // surveys
+	s := w.stream.Survey()
+	source.Surveyed = s.Last
+	age := time.Since(s.Last)
+	if source.State != admin.SourceStreaming || s.Last.IsZero() || age < max(missed*w.cfg.Source.Survey, least) {
+		return
+	}
+	source.Unsurveyed = fmt.Sprintf("none for %s", age.Round(time.Second))
+	if s.Reason != "" {
+		source.Unsurveyed += ", " + s.Reason
+	}
+}
+
+func (w *window) hazards() []string {
+	var list []string
+	for _, f := range w.stream.Survey().Hazards {
+		text := f.Message
+		if f.Solution != "" {
+			text += ": " + f.Solution
+		}
+		list = append(list, text)
+	}
+	return list
 }
 
 func (w *window) bufferStatus() admin.Buffer {

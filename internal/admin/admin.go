@@ -41,11 +41,12 @@ type Config struct {
 	Version string
 }
 
-// Parts are what the listener shows and acts on. Backfills may be nil: asking for one then says that it is not supported.
+// Parts are what the listener shows and acts on. Backfills and Gaps may be nil: asking for one then says that it is not supported.
 type Parts struct {
 	Pipeline    Pipeline
 	DeadLetters DeadLetters
 	Backfills   Backfills
+	Gaps        Gaps
 	Metrics     prometheus.Gatherer
 }
 
@@ -90,6 +91,8 @@ func (s *Server) routes() *http.ServeMux {
 	mux.HandleFunc("POST /api/v1/backfills/{id}/pause", s.pauseBackfill)
 	mux.HandleFunc("POST /api/v1/backfills/{id}/resume", s.resumeBackfill)
 	mux.HandleFunc("POST /api/v1/backfills/{id}/cancel", s.cancelBackfill)
+	mux.HandleFunc("GET /api/v1/gaps", s.listGaps)
+	mux.HandleFunc("POST /api/v1/gaps/{id}/accept", s.acceptGap)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index) // the profiles by name
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -23,6 +24,10 @@ type Status struct {
 	Backfills []Backfill `json:"backfills"`
 	// Hung names the daemon's own loops that hang or have died.
 	Hung []string `json:"hung,omitempty"`
+	// Gaps are changes that may have been missed. One whose rows were sent is no reason not to be ready.
+	Gaps []Gap `json:"gaps"`
+	// Hazards are what will break the application or the delivery, with what prevents it.
+	Hazards []string `json:"hazards,omitempty"`
 }
 
 // SourceState is what the capture does.
@@ -54,6 +59,10 @@ type Source struct {
 	// RetainedWALBytes is what the slot makes the source keep; negative when it is not known.
 	RetainedWALBytes int64  `json:"retained_wal_bytes"`
 	Reconnects       uint64 `json:"reconnects"`
+	// Surveyed is when the source was last asked whether anything keeps changes from the stream; Unsurveyed says why it could
+	// not be asked for a while.
+	Surveyed   time.Time `json:"surveyed,omitzero"`
+	Unsurveyed string    `json:"unsurveyed,omitempty"`
 }
 
 // Buffer is the durable store between source and sinks.
@@ -136,6 +145,14 @@ func (s *Status) Unready() []string {
 	if s.Source.State != SourceStreaming && s.Source.State != SourceFull {
 		reasons = append(reasons, because("source is "+plain(s.Source.State), s.Source.Reason))
 	}
+	if s.Source.Unsurveyed != "" {
+		reasons = append(reasons, "the source is not surveyed, so that gaps would go unseen: "+s.Source.Unsurveyed)
+	}
+	for i := range s.Gaps {
+		if g := &s.Gaps[i]; g.State == cdc.GapOpen {
+			reasons = append(reasons, fmt.Sprintf("changes of %s may be missing (gap %s): %s; %s", g.Subject(), g.ID, g.Reason, g.Next))
+		}
+	}
 	switch {
 	case s.Buffer.Problem != "":
 		reasons = append(reasons, "buffer: "+s.Buffer.Problem)
@@ -176,6 +193,9 @@ func (s *Server) now() Status {
 	}
 	if status.Backfills == nil {
 		status.Backfills = []Backfill{}
+	}
+	if status.Gaps == nil {
+		status.Gaps = []Gap{}
 	}
 	return status
 }

@@ -19,6 +19,7 @@ func (s *Status) WriteText(w io.Writer, now time.Time) error {
 	s.buffer(&b)
 	s.sinkTable(&b, now)
 	s.backfillTable(&b)
+	s.gapTable(&b, now)
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -104,6 +105,19 @@ func (s *Status) backfillTable(b *strings.Builder) {
 	}
 	b.WriteByte('\n')
 	_ = WriteBackfills(b, s.Backfills) // b takes everything
+}
+
+func (s *Status) gapTable(b *strings.Builder, now time.Time) {
+	if len(s.Gaps) > 0 {
+		b.WriteByte('\n')
+		_ = WriteGaps(b, s.Gaps, now) // b takes everything
+	}
+	if len(s.Hazards) > 0 {
+		b.WriteString("\nHazards\n")
+	}
+	for _, hazard := range s.Hazards {
+		fmt.Fprintf(b, "  %s\n", terminal.Line(hazard))
+	}
 }
 
 // WriteBackfills prints backfills as a table.

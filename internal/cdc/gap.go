@@ -2,7 +2,6 @@ package cdc
 
 import (
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -67,14 +66,32 @@ func (g *Gap) Subject() string {
 	return g.Table
 }
 
-func (g *Gap) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s", g.Subject(), g.Reason)
+// Span is when the missing changes were made, as words behind "changes".
+func (g *Gap) Span() string {
+	since, until := bound(g.Since, g.SinceTime), bound(g.Until, g.UntilTime)
 	switch {
-	case g.Since != 0 && g.Until != 0:
-		fmt.Fprintf(&b, " (changes between %s and %s)", g.Since, g.Until)
-	case g.Since != 0:
-		fmt.Fprintf(&b, " (changes since %s)", g.Since)
+	case since != "" && until != "":
+		return "between " + since + " and " + until
+	case since != "":
+		return "since " + since
+	case until != "":
+		return "before " + until
 	}
-	return b.String()
+	return "at an unknown time"
+}
+
+func bound(lsn LSN, at time.Time) string {
+	switch {
+	case at.IsZero() && lsn == 0:
+		return ""
+	case at.IsZero():
+		return lsn.String()
+	case lsn == 0:
+		return at.Format(time.RFC3339)
+	}
+	return fmt.Sprintf("%s (%s)", at.Format(time.RFC3339), lsn)
+}
+
+func (g *Gap) String() string {
+	return fmt.Sprintf("%s: %s (changes %s)", g.Subject(), g.Reason, g.Span())
 }

@@ -41,8 +41,19 @@ type Source struct {
 	QueryTimeout time.Duration // for one statement there
 	Slot         string
 	Publication  string
-	Manage       bool // create slot and publication when missing, keep the publication's tables in step with the mappings
+	Survey       time.Duration // how often the source is asked whether changes are kept from the stream
+	Repair       Repair        // what becomes of a gap
+	Manage       bool          // create slot and publication when missing, keep the publication's tables in step with the mappings
 }
+
+// Repair says who starts the backfill that closes a gap.
+type Repair string
+
+// The choices of Repair.
+const (
+	RepairAsk  Repair = "ask"  // an operator
+	RepairAuto Repair = "auto" // the daemon
+)
 
 // Buffer is where changes are kept until every sink has them.
 type Buffer struct {

@@ -70,6 +70,16 @@ func (s *Source) keys() []key {
 				doc: "The publication, which names exactly the mapped tables.",
 			},
 			{
+				name: "survey", value: duration(&s.Survey, 100*time.Millisecond),
+				fallback: "10s", // some milliseconds of the server's time for 50 tables
+				doc: "How often the source is asked whether anything keeps changes from the stream: renamed, replaced or dropped tables, another tool's " +
+					"`ALTER PUBLICATION`, partitions that come and go with rows. It bounds for how long a gap goes unseen.",
+			},
+			{
+				name: "repair", value: enum(&s.Repair, RepairAsk, RepairAuto), fallback: string(RepairAsk),
+				doc: "Who starts the backfill that closes a gap, once nothing is missed any more: `ask` leaves it to an operator, `auto` to the daemon.",
+			},
+			{
 				name: "manage", value: boolean(&s.Manage), fallback: "true",
 				doc: "Make publication and slot when they are missing, and keep the publication's tables in step with the mappings. " +
 					"With `false` they are only verified; `cdcsync setup` prints the SQL.",

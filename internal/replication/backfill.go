@@ -23,6 +23,9 @@ type BackfillConfig struct {
 	MaxRow      int64 // as Config.MaxRow
 	// Needs names the columns of a table that the mappings to some sinks read, so that the role has to read no others; nil for all.
 	Needs func(table Table, sinks []string, rel *cdc.Relation) []string
+	// Delivered gives visit every change of a table that is still known: rows that sinks may have. It reports false, and gives
+	// none, when no deletion of the table can be missing. nil when deletions are never missing.
+	Delivered func(ctx context.Context, table string, visit func(*cdc.Change)) (bool, error)
 }
 
 // needed gives a chunk reader the columns that a spec's mappings read.

@@ -30,6 +30,7 @@ type carrier struct {
 
 	limiter     *limits.Limiter
 	outstanding []outstanding // chunks whose delivery is not known to have ended
+	withdrawn   uint32        // rows
 	delivered   time.Time     // when the last of those that have ended was seen to
 }
 
@@ -135,6 +136,9 @@ func (c *carrier) run(ctx context.Context) error {
 		}
 	}
 	c.b.because(c.e, "")
+	if err := c.withdraw(ctx); err != nil {
+		return err
+	}
 	c.rest(ctx)
 	return c.room(ctx, 0)
 }
@@ -344,7 +348,8 @@ func (b *Backfills) state(e *backfillEntry) BackfillState {
 type appending struct {
 	*carrier
 	appended, hidden int
-	done             chan error // size 1
+	done             chan error   // size 1
+	instead          func() error // what run does when it appends no chunk
 }
 
 // between runs the appending when no transaction is open: at once, or at the end of the one that is.
@@ -381,6 +386,9 @@ func (s *session) appendPending() {
 
 // run decides about the rows and appends those that are admitted, behind the record of them. s.out.mu is held.
 func (a *appending) run() error {
+	if a.instead != nil {
+		return a.instead()
+	}
 	s, e, c := a.s, a.e, a.chunk
 	t := &s.tracking
 	if t.backfill != e.ID || !slices.Equal(t.key, c.keyNames) {

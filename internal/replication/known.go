@@ -37,6 +37,7 @@ type knownTable struct {
 	BaseFilter  string                 `json:"base_filter,omitempty"`
 	BaseColumns []string               `json:"base_columns,omitempty"`
 	Missing     map[cdc.GapCause]*loss `json:"missing,omitempty"`
+	Away        cdc.LSN                `json:"away,omitempty"` // the last commit whose change under another name is recorded as missed
 }
 
 // loss is a state of the source in which changes of a table are missed.
@@ -50,7 +51,7 @@ type loss struct {
 }
 
 func (t *knownTable) equal(o *knownTable) bool {
-	return t.tableState.equal(&o.tableState) && t.BaseFilter == o.BaseFilter && slices.Equal(t.BaseColumns, o.BaseColumns) &&
+	return t.tableState.equal(&o.tableState) && t.BaseFilter == o.BaseFilter && t.Away == o.Away && slices.Equal(t.BaseColumns, o.BaseColumns) &&
 		maps.EqualFunc(t.Missing, o.Missing, func(x, y *loss) bool { return *x == *y })
 }
 

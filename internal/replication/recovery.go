@@ -211,14 +211,17 @@ func (r *Recovery) Delete(ctx context.Context, at cdc.LSN, rel *cdc.Relation, ro
 	r.deleted += uint32(len(rows))
 	w.Relation(rel.OID, cdc.AppendRelation(nil, rel))
 	for _, row := range rows {
-		message := append(binary.BigEndian.AppendUint32([]byte{msgDelete}, rel.OID), 'O')
-		w.Row(append(message, row...))
+		w.Row(deleteMessage(rel.OID, row))
 	}
 	w.Commit(at)
 	if err := r.log.Append(ctx, w.Seal(nil, nil)); err != nil {
 		return fmt.Errorf("store block: %w", err)
 	}
 	return nil
+}
+
+func deleteMessage(oid uint32, row []byte) []byte {
+	return append(append(binary.BigEndian.AppendUint32([]byte{msgDelete}, oid), 'O'), row...)
 }
 
 // Vanished finds, among rows as the log has them last, those that their table has no longer. It is fed in the order of the log.

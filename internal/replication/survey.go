@@ -42,9 +42,10 @@ type surveyor struct {
 	mu        sync.Mutex // held for no I/O
 	tables    map[uint32]string
 	members   map[uint32]bool
-	leaves    map[uint32]string // partitions that the stream has announced, with their mapped roots
-	settled   map[uint32]bool   // partitions that are gone, which is recorded
-	truncated map[uint32]bool   // transactions of which the stream has sent a TRUNCATE of a mapped table
+	leaves    map[uint32]string  // partitions that the stream has announced, with their mapped roots
+	settled   map[uint32]bool    // partitions that are gone, which is recorded
+	away      map[string]cdc.LSN // up to which commit changes under another name are recorded as missed, by table
+	truncated map[uint32]bool    // transactions of which the stream has sent a TRUNCATE of a mapped table
 	state     SurveyStatus
 }
 
@@ -77,7 +78,7 @@ func newSurveyor(s *Stream) *surveyor {
 	}
 	return &surveyor{
 		s: s, gaps: s.cfg.Gaps, every: every, now: make(chan struct{}, 1),
-		leaves: make(map[uint32]string), settled: make(map[uint32]bool), truncated: make(map[uint32]bool),
+		leaves: make(map[uint32]string), away: make(map[string]cdc.LSN), settled: make(map[uint32]bool), truncated: make(map[uint32]bool),
 	}
 }
 
@@ -430,6 +431,9 @@ func (p *pass) next(i int, was *knownTable, missing map[cdc.GapCause]*loss) *kno
 	if len(missing) > 0 {
 		t.Missing = missing
 	}
+	p.mu.Lock()
+	t.Away = p.away[p.s.cfg.Tables[i].String()]
+	p.mu.Unlock()
 	for n := range t.Members {
 		m := &t.Members[n]
 		if before, ok := p.kept[m.OID]; ok {
@@ -454,6 +458,9 @@ func (v *surveyor) publish(k *known) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.tables, v.members = tables, members
+	for name, t := range k.tables {
+		v.away[name] = max(v.away[name], t.Away)
+	}
 }
 
 // announced takes note of a relation of the stream, which a change follows; pair is the mapped table whose relation came just
@@ -466,7 +473,7 @@ func (v *surveyor) announced(ctx context.Context, rel *cdc.Relation, mapped bool
 		v.leaves[rel.OID] = pair.String()
 		isNew = isNew || !v.members[rel.OID]
 	}
-	away := !mapped && known && pair == nil
+	away := !mapped && known && pair == nil && v.away[name] < at.LSN // not when the stream is read again
 	v.mu.Unlock()
 	if isNew || away || mapped && known && name != rel.String() {
 		signal(v.now)
@@ -474,10 +481,16 @@ func (v *surveyor) announced(ctx context.Context, rel *cdc.Relation, mapped bool
 	if !away {
 		return nil
 	}
-	return v.note(ctx, cdc.Gap{
+	err := v.note(ctx, cdc.Gap{
 		Cause: cdc.GapReplaced, Table: name, Since: at.LSN, SinceTime: at.Time,
 		Reason: fmt.Sprintf("the table was called %s.%s for a time, and changes under that name were left out", rel.Schema, rel.Name),
 	})
+	if err == nil {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.away[name] = at.LSN
+	}
+	return err
 }
 
 func (v *surveyor) streamedLeaves() map[uint32]string {
