@@ -61,6 +61,7 @@ type publicationFacts struct {
 	generated                        bool            // it sends stored generated columns
 	named                            map[string]bool // tables that it names
 	covered                          map[string]bool // tables whose changes come under this name
+	narrowed                         bool            // it has row filters or column lists
 }
 
 type slotFacts struct {
@@ -495,7 +496,7 @@ func publicationStatements(cfg *Config, sv *survey) []Statement {
 		tables = append(tables, quoteTable(t.Table))
 		same = same && p.named[t.Table.String()]
 	}
-	same = same && len(p.named) == len(tables)
+	same = same && len(p.named) == len(tables) && !p.narrowed
 	// ONLY, since to publish the tables that inherit from one would make their UPDATE and DELETE fail when they have no key, and
 	// their rows come under names that no mapping has. For a partitioned table it changes nothing.
 	list := "ONLY " + strings.Join(tables, ", ONLY ")

@@ -219,7 +219,7 @@ func (v *surveyor) repair(ctx context.Context, sv *survey, facts *sourceFacts) (
 	}
 	for i := range facts.tables {
 		if t := &facts.tables[i]; sv.publication != nil && (t.Filter != "" || t.Columns != nil) {
-			delete(sv.publication.named, v.s.cfg.Tables[i].String()) // what names it leaves out some of it
+			sv.publication.narrowed = true
 		}
 	}
 	if len(generatedStatements(&v.s.cfg, sv))+len(publicationStatements(&v.s.cfg, sv)) == 0 {

@@ -32,15 +32,21 @@ func (c *carrier) withdraw(ctx context.Context) error {
 		return err
 	}
 	defer reader.Close()
+	present, err := reader.Relation(ctx, c.e.Table.Schema, c.e.Table.Name)
+	if err != nil || present == nil {
+		return err
+	}
 	for _, t := range v.tables {
-		if err := c.withdrawGone(ctx, reader, t); err != nil {
+		asked := *t.relation
+		asked.OID = present.OID // another table may have the name since the rows were stored
+		if err := c.withdrawGone(ctx, reader, t, &asked); err != nil {
 			return fmt.Errorf("rows of %s that are gone: %w", table, err)
 		}
 	}
 	return nil
 }
 
-func (c *carrier) withdrawGone(ctx context.Context, reader *Reader, t *vanishedTable) error {
+func (c *carrier) withdrawGone(ctx context.Context, reader *Reader, t *vanishedTable, asked *cdc.Relation) error {
 	const batch = 500 // rows in one block
 	key := KeyColumns(t.relation)
 	var names []string
@@ -59,7 +65,7 @@ func (c *carrier) withdrawGone(ctx context.Context, reader *Reader, t *vanishedT
 	}
 	deleted := 0
 	for some := range slices.Chunk(all, batch) {
-		n, err := c.withdrawSome(ctx, reader, t, some)
+		n, err := c.withdrawSome(ctx, reader, t, asked, some)
 		if err != nil {
 			return err
 		}
@@ -73,9 +79,9 @@ func (c *carrier) withdrawGone(ctx context.Context, reader *Reader, t *vanishedT
 
 // withdrawSome asks in a snapshot that sees every change of these keys that the stream has delivered. A key that the stream delivers
 // a change of after that is left to it.
-func (c *carrier) withdrawSome(ctx context.Context, reader *Reader, t *vanishedTable, names []string) (int, error) {
+func (c *carrier) withdrawSome(ctx context.Context, reader *Reader, t *vanishedTable, asked *cdc.Relation, names []string) (int, error) {
 	xids := c.unseen(names)
-	columns := KeyColumns(t.relation)
+	columns := KeyColumns(asked)
 	keys := make([][]string, len(names))
 	for i, name := range names {
 		for _, value := range splitKey([]byte(name)) {
@@ -85,7 +91,7 @@ func (c *carrier) withdrawSome(ctx context.Context, reader *Reader, t *vanishedT
 			return 0, fmt.Errorf("a key of %d values, want %d", len(keys[i]), len(columns))
 		}
 	}
-	present, err := reader.Rows(ctx, t.relation, columns, keys, xids)
+	present, err := reader.Rows(ctx, asked, columns, keys, xids)
 	if err != nil {
 		return 0, err
 	}
