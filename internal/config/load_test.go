@@ -85,7 +85,7 @@ func TestDefaults(t *testing.T) {
 		File: "config.yaml",
 		Source: Source{
 			URL: secret.New("postgres://localhost/app"), QueryURL: secret.New("postgres://localhost/app"), QueryTimeout: 30 * time.Second,
-			Slot: "cdcsync", Publication: "cdcsync", Manage: true,
+			Slot: "cdcsync", Publication: "cdcsync", Survey: 10 * time.Second, Repair: RepairAsk, Manage: true,
 		},
 		Buffer:   Buffer{Dir: "./cdcsync-data", MaxSize: 10 << 30, Ack: AckStored},
 		Admin:    Admin{Listen: "127.0.0.1:8484"},

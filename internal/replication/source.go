@@ -119,51 +119,55 @@ func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts,
 		schemas[i], names[i] = t.Schema, t.Name
 	}
 	rows, err := q.Query(ctx, `
-		with recursive wanted as (
+		with recursive wanted as materialized (
 			select w.n, c.oid, c.relkind, c.relpersistence, c.relreplident
 			from unnest($1::text[], $2::text[]) with ordinality as w(schema, name, n)
 			left join pg_namespace s on s.nspname = w.schema
 			left join pg_class c on c.relnamespace = s.oid and c.relname = w.name
-		), leaf as ( -- partitions that hold rows
-			select w.n, c.* from wanted w cross join lateral pg_partition_tree(w.oid) tree join pg_class c on c.oid = tree.relid
-			where tree.isleaf and c.oid <> w.oid
+		), leaf as materialized ( -- partitions that hold rows
+			select w.n, w.relreplident as rootident, c.oid, c.relkind, c.relreplident
+			from wanted w cross join lateral pg_partition_tree(w.oid) tree join pg_class c on c.oid = tree.relid
+			where w.relkind = 'p' and tree.isleaf and c.oid <> w.oid
 		), member as ( -- the table and the partitions whose changes are in the WAL
-			select w.n, c.oid, c.oid = w.oid as root, c.relkind, c.relreplident, c.oid::regclass::text as name,
-				coalesce(case c.relreplident
+			select m.*, m.oid::regclass::text as name,
+				coalesce(case m.relreplident
 					when 'f' then true
-					when 'd' then exists (select 1 from pg_index x where x.indrelid = c.oid and x.indisprimary)
-					when 'i' then exists (select 1 from pg_index x where x.indrelid = c.oid and x.indisreplident)
+					when 'd' then exists (select 1 from pg_index x where x.indrelid = m.oid and x.indisprimary)
+					when 'i' then exists (select 1 from pg_index x where x.indrelid = m.oid and x.indisreplident)
 				end, false) as identified
-			from wanted w cross join lateral (
-				select w.oid as oid union select l.oid from leaf l where l.n = w.n and l.relkind <> 'f'
-			) tree join pg_class c on c.oid = tree.oid
+			from (
+				select n, oid, true as root, relreplident as rootident, relreplident from wanted where oid is not null
+				union all select n, oid, false, rootident, relreplident from leaf where relkind <> 'f'
+			) m
+		), members as (
+			select n, bool_or(root and identified) as identified,
+				array_agg(name order by name) filter (where not root and identified and relreplident not in ('f', rootident)) as stray,
+				array_agg(name order by name) filter (where not root and not identified) as lone,
+				array_agg(name order by root desc, name) filter (where relreplident <> 'f') as not_full
+			from member group by n
+		), elsewhere as (
+			select n, array_agg(oid::regclass::text order by oid::regclass::text) as names from leaf where relkind = 'f' group by n
 		), heir(n, oid) as ( -- what inherits from the table and is no partition
 			select w.n, i.inhrelid from wanted w join pg_inherits i on i.inhparent = w.oid where w.relkind = 'r'
 			union select h.n, i.inhrelid from heir h join pg_inherits i on i.inhparent = h.oid
-		), child as (
-			select h.n, c.oid, s.nspname || '.' || c.relname as name
-			from heir h join pg_class c on c.oid = h.oid join pg_namespace s on s.oid = c.relnamespace where c.relkind = 'r'
+		), children as (
+			select h.n, array_agg(s.nspname || '.' || c.relname order by c.oid) as names, array_agg(c.oid::regclass::text order by c.oid) as quoted
+			from heir h join pg_class c on c.oid = h.oid join pg_namespace s on s.oid = c.relnamespace where c.relkind = 'r' group by h.n
 		), generated as (
-			select w.n, a.attnum, a.attname::text, a.attgenerated as kind,
-				w.relreplident = 'f' or exists (select 1 from pg_index x where x.indrelid = w.oid and a.attnum = any(x.indkey)
-					and case w.relreplident when 'd' then x.indisprimary when 'i' then x.indisreplident end) as identity
-			from wanted w join pg_attribute a on a.attrelid = w.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> ''
+			select w.n, array_agg(a.attname::text order by a.attnum) filter (where a.attgenerated = 's') as stored,
+				array_agg(a.attname::text order by a.attnum) filter (where a.attgenerated = 'v') as virtual,
+				bool_or(w.relreplident = 'f' or exists (select 1 from pg_index x where x.indrelid = w.oid and a.attnum = any(x.indkey)
+					and case w.relreplident when 'd' then x.indisprimary when 'i' then x.indisreplident end)) as identity
+			from wanted w join pg_attribute a on a.attrelid = w.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> '' group by w.n
 		)
 		select w.oid is not null, coalesce(w.relkind::text, ''), coalesce(w.relpersistence::text, ''), coalesce(w.relreplident::text, ''),
-			coalesce((select m.identified from member m where m.n = w.n and m.root), false),
+			coalesce(m.identified, false),
 			exists (select 1 from pg_index x where x.indrelid = w.oid and x.indisprimary),
 			coalesce(has_any_column_privilege(w.oid, 'SELECT') and not row_security_active(w.oid), false),
-			array(select g.attname from generated g where g.n = w.n and g.kind = 's' order by g.attnum),
-			array(select g.attname from generated g where g.n = w.n and g.kind = 'v' order by g.attnum),
-			exists (select 1 from generated g where g.n = w.n and g.identity),
-			array(select m.name from member m
-				where m.n = w.n and not m.root and m.identified and m.relreplident not in ('f', w.relreplident) order by m.name),
-			array(select m.name from member m where m.n = w.n and not m.root and not m.identified order by m.name),
-			array(select l.oid::regclass::text from leaf l where l.n = w.n and l.relkind = 'f' order by 1),
-			array(select c.name from child c where c.n = w.n order by c.oid),
-			array(select c.oid::regclass::text from child c where c.n = w.n order by c.oid),
-			array(select m.name from member m where m.n = w.n and m.relreplident <> 'f' order by m.root desc, m.name)
-		from wanted w order by w.n`, schemas, names)
+			coalesce(g.stored, '{}'), coalesce(g.virtual, '{}'), coalesce(g.identity, false),
+			coalesce(m.stray, '{}'), coalesce(m.lone, '{}'), coalesce(e.names, '{}'), coalesce(c.names, '{}'), coalesce(c.quoted, '{}'), coalesce(m.not_full, '{}')
+		from wanted w left join members m using (n) left join generated g using (n) left join elsewhere e using (n) left join children c using (n)
+		order by n`, schemas, names)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +199,8 @@ func surveyPublication(ctx context.Context, q querier, name string) (*publicatio
 		join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
 		where p.pubname = $1
 		union all
-		select schemaname || '.' || tablename, false from pg_publication_tables where pubname = $1`, name)
+		select n.nspname || '.' || c.relname, false from pg_get_publication_tables($1) t
+		join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace`, name)
 	if err != nil {
 		return nil, err
 	}
