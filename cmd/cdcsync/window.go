@@ -252,7 +252,7 @@ func shownKey(key string) string {
 	return strings.Join(shown, ",")
 }
 
-// shownRow has every column that was received in Postgres's text form.
+// shownRow has every column that was received in Postgres's text form; bytes that have no form in UTF-8 are written as \xNN.
 func shownRow(rel *cdc.Relation, values []cdc.Value) (json.RawMessage, error) {
 	if values == nil {
 		return nil, nil
@@ -264,6 +264,9 @@ func shownRow(rel *cdc.Relation, values []cdc.Value) (json.RawMessage, error) {
 			row[rel.Columns[i].Name] = nil
 		case cdc.Text:
 			text := string(v.Data)
+			row[rel.Columns[i].Name] = &text
+		case cdc.Invalid:
+			text := cdc.CharsetByName(rel.Encoding).Show(v.Data)
 			row[rel.Columns[i].Name] = &text
 		case cdc.Absent, cdc.Unchanged: // not received
 		}

@@ -345,7 +345,8 @@ type Decoder struct {
 type knownRelation struct {
 	raw        []byte
 	relation   *Relation
-	generation uint64 // the block that last named it
+	charset    *Charset // of its rows; nil for UTF-8
+	generation uint64   // the block that last named it
 }
 
 // Reset begins a block, and returns its footer.
@@ -425,7 +426,7 @@ func (d *Decoder) learn(raw []byte) error {
 	if err != nil {
 		return err
 	}
-	d.relations[oid] = &knownRelation{raw: bytes.Clone(raw), relation: relation, generation: d.generation}
+	d.relations[oid] = &knownRelation{raw: bytes.Clone(raw), relation: relation, charset: CharsetByName(relation.Encoding), generation: d.generation}
 	return nil
 }
 
@@ -480,6 +481,10 @@ func (d *Decoder) change(kind byte, r *reader, c *Change) error {
 	if r.err == nil && len(r.buf) > 0 {
 		return corrupt("%d bytes after the row", len(r.buf))
 	}
+	if known.charset != nil {
+		known.charset.Values(c.Old)
+		known.charset.Values(c.New)
+	}
 	return r.err
 }
 
@@ -511,7 +516,8 @@ func (d *Decoder) oldTuple(r *reader, c *Change) {
 	}
 }
 
-// DecodeTuple appends to dst the values of a tuple in pgoutput's form, which must have the given number of columns. The values alias it.
+// DecodeTuple appends to dst the values of a tuple in pgoutput's form, which must have the given number of columns. The values alias it,
+// and are in the database's encoding.
 func DecodeTuple(dst []Value, tuple []byte, columns int) ([]Value, error) {
 	r := reader{buf: tuple}
 	dst = r.tuple(dst, columns)

@@ -113,12 +113,13 @@ const (
 	Null                  // SQL null
 	Unchanged             // a TOASTed value that the update did not touch and the server did not send
 	Text                  // Data is the value in Postgres's text form
+	Invalid               // Data is text in the database's encoding that has no form in UTF-8
 )
 
 // Value is one column of a row as it was received.
 type Value struct {
 	Kind Kind
-	Data []byte // the text form; only for Text
+	Data []byte // the text form; only for Text and Invalid
 }
 
 // Relation is a table as it was when the rows that follow it were written.
@@ -128,6 +129,8 @@ type Relation struct {
 	Name     string
 	Identity byte // pg_class.relreplident: d(efault), n(othing), f(ull), i(ndex)
 	Columns  []Column
+	// Encoding is the database's, in which a block has the rows; empty for UTF-8. Names are always UTF-8.
+	Encoding string
 	// PrimaryKey lists the indexes in Columns of the primary key's columns, in key order. It is empty for a table without one.
 	PrimaryKey []int
 }

@@ -13,7 +13,7 @@ func EncodeChange(c *Change) []byte {
 	if c.Op == OpRead && c.Oversized == nil {
 		w.BeginChunk(Chunk{LSN: c.Position.Commit, At: c.CommitTime, Ordinal: c.Position.Ordinal - 1})
 		w.Relation(c.Relation.OID, AppendRelation(nil, c.Relation))
-		w.Reads(AppendRead(nil, c.Relation.OID, len(c.New), AppendValues(nil, c.New)), 1)
+		w.Reads(AppendRead(nil, c.Relation.OID, len(c.New), AppendValues(nil, c.Relation.Raw(c.New))), 1)
 		return w.Seal(nil, nil)
 	}
 	w.Begin(c.XID, c.Position.Commit, c.CommitTime, c.Position.Ordinal-1)
@@ -52,10 +52,10 @@ func (c *Change) appendMessage(dst []byte) []byte {
 		if c.OldIsKey {
 			mark = 'K'
 		}
-		dst = AppendTuple(append(dst, mark), c.Old)
+		dst = AppendTuple(append(dst, mark), c.Relation.Raw(c.Old))
 	}
 	if c.New != nil {
-		dst = AppendTuple(append(dst, 'N'), c.New)
+		dst = AppendTuple(append(dst, 'N'), c.Relation.Raw(c.New))
 	}
 	return dst
 }

@@ -24,6 +24,9 @@ func AppendRelation(dst []byte, rel *Relation) []byte {
 	for _, i := range rel.PrimaryKey {
 		dst = binary.AppendUvarint(dst, uint64(i))
 	}
+	if rel.Encoding != "" { // nothing stands here for UTF-8, as in blocks of versions that knew no other
+		dst = appendString(dst, rel.Encoding)
+	}
 	return dst
 }
 
@@ -64,6 +67,11 @@ func DecodeRelation(encoded []byte) (*Relation, error) {
 			r.fail("primary key column %d of %d", i, len(rel.Columns))
 		}
 		rel.PrimaryKey = append(rel.PrimaryKey, i)
+	}
+	if r.err == nil && len(r.buf) > 0 {
+		if rel.Encoding = r.string(); CharsetByName(rel.Encoding) == nil {
+			r.fail("unknown encoding %q", rel.Encoding)
+		}
 	}
 	if r.err == nil && len(r.buf) > 0 {
 		r.fail("%d bytes after the relation", len(r.buf))

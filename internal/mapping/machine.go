@@ -43,7 +43,7 @@ func (r *row) old(i int) (v *cdc.Value, known bool) {
 	default:
 		return nil, false
 	}
-	return v, v.Kind == cdc.Null || v.Kind == cdc.Text
+	return v, v.Kind != cdc.Absent && v.Kind != cdc.Unchanged
 }
 
 // machine runs expressions, one at a time.
@@ -130,10 +130,24 @@ func (m *machine) decode(i int, v *cdc.Value) (any, *RejectError) {
 
 // missing is a value that was not received, which is never sent as null.
 func missing(rel *cdc.Relation, i int, kind cdc.Kind) *RejectError {
+	if kind == cdc.Invalid {
+		return &RejectError{Column: rel.Columns[i].Name, Reason: notInEncoding(rel.Encoding)}
+	}
 	if kind == cdc.Unchanged {
 		return &RejectError{Column: rel.Columns[i].Name, Reason: "is an unchanged TOASTed value that was not read back"}
 	}
 	return notReceived(rel, i)
+}
+
+// notInEncoding is why a value cannot be converted to UTF-8; encoding may be empty where it is not known.
+func notInEncoding(encoding string) string {
+	switch encoding {
+	case "":
+		return "holds bytes that have no form in UTF-8"
+	case "SQL_ASCII":
+		return "holds bytes that are not UTF-8, in a database whose encoding is SQL_ASCII"
+	}
+	return "holds bytes that are no character in the database's encoding, " + encoding
 }
 
 func notReceived(rel *cdc.Relation, i int) *RejectError {

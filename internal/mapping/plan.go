@@ -470,6 +470,9 @@ func (w *writer) record(rows *Rows, codecs []*codec, values []cdc.Value, n *shap
 		return err
 	}
 	for i := range rows.Columns {
+		if values[i].Kind == cdc.Invalid {
+			return w.invalid("has the lookup's column " + rows.Columns[i].Name + ", which " + notInEncoding(""))
+		}
 		null := values[i].Kind != cdc.Text
 		node, skip, err := o.field(rows.Columns[i].Name, null)
 		if err != nil {

@@ -64,7 +64,7 @@ func (c *catalog) attempt(ctx context.Context, conn *pgx.Conn, patience time.Dur
 	defer c.giveBack(ctx, conn)
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return fn(ctx, conn)
+	return fn(ctx, translated(conn, charsetOf(conn.PgConn())))
 }
 
 func (c *catalog) open(ctx context.Context) (*pgx.Conn, error) {
@@ -330,7 +330,7 @@ func (r typeRow) kind() cdc.TypeKind {
 // loadRelation reads a table as the stream of the publication would announce it now, but for a list of columns that the
 // publication may have. It returns nil when there is no such table.
 func loadRelation(ctx context.Context, q querier, publication, schema, name string) (*cdc.Relation, error) {
-	rel := &cdc.Relation{Schema: schema, Name: name}
+	rel := &cdc.Relation{Schema: schema, Name: name, Encoding: encodingOf(q)}
 	var identity string
 	err := q.QueryRow(ctx, `
 		select c.oid, c.relreplident::text from pg_class c join pg_namespace n on n.oid = c.relnamespace

@@ -187,6 +187,7 @@ func (s *session) relation(ctx context.Context, m []byte) error {
 	if err != nil {
 		return err
 	}
+	decodeNames(rel, s.charset)
 	s.leaves.announced(rel)
 	for i := range rel.Columns {
 		rel.Columns[i].Type.Name = s.typeNames[rel.Columns[i].Type.OID]
@@ -227,7 +228,7 @@ func (s *session) typeName(m []byte) error {
 	if schema != "" && schema != "public" { // the empty string is pg_catalog
 		name = schema + "." + name
 	}
-	s.typeNames[oid] = name
+	s.typeNames[oid] = s.charset.DecodeName(name)
 	return nil
 }
 
@@ -275,7 +276,7 @@ func (s *session) oversized(ctx context.Context) error {
 	size := int64(n - frameHeader - dataHeader)
 	s.tracking.unknown(rel, s.tx.xid)
 	if s.count(rel) {
-		key, err := oversizedKey(p, rel.Relation)
+		key, err := oversizedKey(p, rel.Relation, s.charset)
 		if err != nil {
 			return err
 		}

@@ -106,7 +106,7 @@ func look(ctx context.Context, cfg *Config) (*survey, error) {
 		return nil, connectError(err, false)
 	}
 	defer server.close(ctx)
-	return surveySource(ctx, server.sql, cfg)
+	return surveySource(ctx, server.asks(), cfg)
 }
 
 // findings judges a survey, the gravest first.

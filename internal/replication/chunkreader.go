@@ -30,6 +30,8 @@ type chunkReader struct {
 	needs            func(*cdc.Relation) []string // columns that mappings read; nil for all
 
 	conn       *pgx.Conn
+	charset    *cdc.Charset  // of the database; rows and keys are in it
+	catalog    querier       // conn, for questions in UTF-8
 	opened     time.Time     // when conn was
 	patience   time.Duration // without a byte of an answer; 0 means chunkPatience
 	frames     *frames       // of conn, which reads through it
@@ -109,14 +111,15 @@ func (r *chunkReader) connect(ctx context.Context) error {
 	if r.conn, err = connect(ctx, cfg); err != nil {
 		return err
 	}
-	r.opened = time.Now()
+	r.charset = charsetOf(r.conn.PgConn())
+	r.opened, r.catalog = time.Now(), translated(r.conn, r.charset)
 	return nil
 }
 
 // look learns the table's present columns and key, and makes the queries.
 func (r *chunkReader) look(ctx context.Context) error {
 	var recovering bool
-	if err := r.conn.QueryRow(ctx, `select pg_is_in_recovery()`).Scan(&recovering); err != nil {
+	if err := r.catalog.QueryRow(ctx, `select pg_is_in_recovery()`).Scan(&recovering); err != nil {
 		return err
 	}
 	if recovering {
@@ -138,13 +141,13 @@ func (r *chunkReader) look(ctx context.Context) error {
 	}
 	r.relation, r.key = rel, rel.PrimaryKey
 	if rel.Identity == 'i' {
-		if r.key, err = indexKey(ctx, r.conn, rel, "x.indisreplident"); err != nil {
+		if r.key, err = indexKey(ctx, r.catalog, rel, "x.indisreplident"); err != nil {
 			return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
 		}
 	}
 	r.encoded, r.everything, r.keyOnly = cdc.AppendRelation(nil, rel), upTo(len(rel.Columns)), upTo(len(r.key))
 	var partitioned bool
-	if err := r.conn.QueryRow(ctx, `
+	if err := r.catalog.QueryRow(ctx, `
 		select relkind = 'p', pg_relation_size(oid) / current_setting('block_size')::bigint from pg_class where oid = $1`, rel.OID).
 		Scan(&partitioned, &r.blocks); err != nil {
 		return fmt.Errorf("catalogue entry of %s: %w", r.table, err)
@@ -153,34 +156,47 @@ func (r *chunkReader) look(ctx context.Context) error {
 	if !partitioned {
 		r.from = "only " + r.from // children of a table that is no partitioned one are published under their own names
 	}
-	if err := checkCondition(ctx, r.conn, rel, r.where); err != nil {
+	if err := checkCondition(ctx, r.catalog, rel, r.where); err != nil {
 		return err
 	}
 	r.filter = conditions(published, r.where)
 	switch {
 	case len(r.key) > 0:
-		return r.byKey(ctx)
+		if err := r.byKey(ctx); err != nil {
+			return err
+		}
 	case partitioned && !r.whole:
 		return errNoOrder
+	default:
+		r.byPlace()
 	}
-	r.byPlace()
+	return r.queries.encode(r.charset)
+}
+
+// encode makes of the queries what the server reads.
+func (q *chunkQueries) encode(charset *cdc.Charset) (err error) {
+	for _, sql := range []*string{&q.first, &q.next, &q.again, &q.firstKey, &q.nextKey, &q.againKey} {
+		if *sql, err = encodeSQL(charset, *sql); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // load reads the table's relation and its version, which belong together.
 func (r *chunkReader) load(ctx context.Context) (*cdc.Relation, error) {
 	for {
-		rel, err := loadRelation(ctx, r.conn, r.publication, r.table.Schema, r.table.Name)
+		rel, err := loadRelation(ctx, r.catalog, r.publication, r.table.Schema, r.table.Name)
 		if err != nil || rel == nil {
 			return nil, err
 		}
-		if err := r.conn.QueryRow(ctx, chunkVersion, rel.OID).Scan(&r.version); err != nil {
+		if err := r.catalog.QueryRow(ctx, chunkVersion, rel.OID).Scan(&r.version); err != nil {
 			return nil, err
 		}
 		if r.alterable = hasComposite(rel); !r.alterable {
 			return rel, nil
 		}
-		again, err := loadRelation(ctx, r.conn, r.publication, r.table.Schema, r.table.Name)
+		again, err := loadRelation(ctx, r.catalog, r.publication, r.table.Schema, r.table.Name)
 		if err != nil || again == nil || bytes.Equal(cdc.AppendRelation(nil, rel), cdc.AppendRelation(nil, again)) {
 			return again, err
 		}
@@ -198,7 +214,7 @@ func (r *chunkReader) unaltered(ctx context.Context) error {
 		return nil
 	}
 	var version string
-	if err := r.conn.QueryRow(ctx, chunkVersion, r.relation.OID).Scan(&version); err != nil {
+	if err := r.catalog.QueryRow(ctx, chunkVersion, r.relation.OID).Scan(&version); err != nil {
 		return err
 	}
 	if version != r.version {
@@ -226,7 +242,7 @@ const chunkVersion = `
 // published keeps only the columns of rel that the publication sends, and returns its filter of rows; both are of Postgres 15 and newer.
 func (r *chunkReader) published(ctx context.Context, rel *cdc.Relation) (filter string, err error) {
 	var columns []string
-	err = r.conn.QueryRow(ctx, `
+	err = r.catalog.QueryRow(ctx, `
 		select array(select jsonb_array_elements_text(nullif(to_jsonb(t) -> 'attnames', 'null'))), coalesce(to_jsonb(t) ->> 'rowfilter', '')
 		from pg_publication_tables t where pubname = $1 and schemaname = $2 and tablename = $3`, r.publication, r.table.Schema, r.table.Name).Scan(&columns, &filter)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && len(columns) == 0 {
@@ -261,7 +277,7 @@ func keepColumns(rel *cdc.Relation, keep func(name string) bool) {
 func (r *chunkReader) readable(ctx context.Context, rel *cdc.Relation) error {
 	var usage bool
 	var hidden []string
-	err := r.conn.QueryRow(ctx, `
+	err := r.catalog.QueryRow(ctx, `
 		select has_schema_privilege(c.relnamespace, 'USAGE'), array(select a.attname::text from pg_attribute a
 			where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and not has_column_privilege(c.oid, a.attnum, 'SELECT') order by a.attnum)
 		from pg_class c where c.oid = $1`, rel.OID).Scan(&usage, &hidden)
@@ -351,7 +367,7 @@ func upTo(n int) []int {
 // byKey makes the queries of a table with a key. With a condition they go over so many rows, not over as many as it
 // takes until enough of them meet it, so that a chunk is short however few do.
 func (r *chunkReader) byKey(ctx context.Context) error {
-	key, err := loadKey(ctx, r.conn, r.relation, r.key)
+	key, err := loadKey(ctx, r.catalog, r.relation, r.key)
 	if err != nil {
 		return fmt.Errorf("key of %s: %w", r.table, err)
 	}
@@ -475,7 +491,7 @@ func (r *chunkReader) transaction(ctx context.Context, p *place, size int, c *ch
 	}
 	c.asked = len(again)
 	pipe := r.conn.PgConn().StartPipeline(ctx)
-	send := func(sql string, params ...[]byte) { pipe.SendQueryParams(sql, params, nil, nil, nil) }
+	send := func(sql string, params ...[]byte) { pipe.SendQueryParams(sql, params, nil, nil, nil) } // what byKey and byPlace made is encoded
 	send("begin isolation level repeatable read, read only")
 	send("select pg_current_snapshot()::text")
 	send("select pg_current_wal_insert_lsn()::text, ("+chunkVersion+")", strconv.AppendUint(nil, uint64(r.relation.OID), 10))
@@ -552,19 +568,22 @@ func blockNumber(after []byte) int64 {
 	return n
 }
 
-// keyColumnArrays turns keys into one array literal for each column.
+// keyColumnArrays turns keys into one array literal for each column, in the database's encoding as they are.
 func keyColumnArrays(keys [][]byte, columns int) [][]byte {
-	split := make([][]string, 0, len(keys))
-	for _, key := range keys {
-		values := make([]string, columns)
-		for i, v := range splitKey(key) {
-			if i < columns {
-				values[i] = string(v)
-			}
-		}
-		split = append(split, values)
+	split := make([][][]byte, len(keys))
+	for i, key := range keys {
+		split[i] = splitKey(key)
 	}
-	return keyArrays(split)
+	arrays := make([][]byte, columns)
+	for i := range arrays {
+		arrays[i] = arrayLiteral(len(keys), func(n int) ([]byte, bool) {
+			if i >= len(split[n]) {
+				return nil, false
+			}
+			return split[n][i], true
+		})
+	}
+	return arrays
 }
 
 // errEnough says that the chunk is as large as it may be.
@@ -588,7 +607,7 @@ func (r *chunkReader) receive(pipe *pgconn.Pipeline, p *place, size int, again, 
 	if c.lsn, err = cdc.ParseLSN(string(state.rows[0][0].Data)); err != nil {
 		return err
 	}
-	if string(state.rows[0][1].Data) != r.version {
+	if r.charset.DecodeName(string(state.rows[0][1].Data)) != r.version {
 		return errChanged
 	}
 	c.at, c.relation, c.encoded, c.keyNames, c.columns = time.Now(), r.relation, r.encoded, r.keyNames(), len(r.key)
@@ -701,7 +720,7 @@ func (r *chunkReader) appendShown(dst []byte) []byte {
 		if n > 0 {
 			dst = append(dst, ", "...)
 		}
-		dst = append(append(append(dst, r.relation.Columns[i].Name...), '='), r.row.text(n)...)
+		dst = append(append(append(dst, r.relation.Columns[i].Name...), '='), r.charset.Show(r.row.text(n))...)
 	}
 	return dst
 }
@@ -712,7 +731,7 @@ func (r *chunkReader) horizon(ctx context.Context) (oldest, next uint32, err err
 		return 0, 0, err
 	}
 	var text string
-	if err := r.conn.QueryRow(ctx, `select pg_current_snapshot()::text`).Scan(&text); err != nil {
+	if err := r.catalog.QueryRow(ctx, `select pg_current_snapshot()::text`).Scan(&text); err != nil {
 		r.close(ctx)
 		return 0, 0, err
 	}
@@ -769,7 +788,11 @@ func (r *chunkReader) checkWhere(ctx context.Context) error {
 	if r.where == "" {
 		return nil
 	}
-	_, err := r.conn.PgConn().Prepare(ctx, "", fmt.Sprintf("select (%s\n)::bool from %s where false", r.where, r.name()), nil)
+	sql, err := encodeSQL(r.charset, fmt.Sprintf("select (%s\n)::bool from %s where false", r.where, r.name()))
+	if err != nil {
+		return err
+	}
+	_, err = r.conn.PgConn().Prepare(ctx, "", sql, nil)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return &Error{
 			Reason:   fmt.Sprintf("where %q is no condition on the columns of %s: %s", r.where, r.table, pgErr.Message),
@@ -790,7 +813,7 @@ func (r *chunkReader) planned(ctx context.Context, where string) (int64, error) 
 			Rows float64 `json:"Plan Rows"`
 		}
 	}
-	if err := r.conn.QueryRow(ctx, sql).Scan(&plan); err != nil {
+	if err := r.catalog.QueryRow(ctx, sql).Scan(&plan); err != nil {
 		if code, _ := sqlState(err); code == codePrivilege {
 			return 0, privilegeError(err)
 		}

@@ -36,7 +36,11 @@ type server struct {
 	sql     *pgx.Conn
 	wire    *wire
 	patient *patientConn // below sql
+	charset *cdc.Charset // of the database
 }
+
+// asks is sql for questions of the catalogue.
+func (s *server) asks() querier { return translated(s.sql, s.charset) }
 
 // dialServer opens both connections, and makes sure that they lead to the same server also where the URL names several hosts
 // or a proxy stands between.
@@ -66,7 +70,8 @@ func dialServer(ctx context.Context, url string, maxRow int64) (_ *server, err e
 			s.close(ctx)
 		}
 	}()
-	if s.wire, err = dialWire(ctx, url, address, maxRow, knowsTransactionTimeout(s.sql)); err != nil {
+	s.charset = charsetOf(s.sql.PgConn())
+	if s.wire, err = dialWire(ctx, url, address, maxRow, knowsTransactionTimeout(s.sql), s.charset); err != nil {
 		return nil, err
 	}
 	return s, s.checkSame(ctx)
@@ -118,10 +123,12 @@ type wire struct {
 	pg     *pgconn.PgConn
 	frames *frames
 	taken  net.Conn // once replication has begun
+
+	charset *cdc.Charset // in which the server speaks
 }
 
 // dialWire opens a replication connection to the database, at the address that the ordinary connection has reached.
-func dialWire(ctx context.Context, url, address string, maxRow int64, transactionTimeouts bool) (*wire, error) {
+func dialWire(ctx context.Context, url, address string, maxRow int64, transactionTimeouts bool, charset *cdc.Charset) (*wire, error) {
 	parsed, err := parseURL(url)
 	if err != nil {
 		return nil, err
@@ -131,6 +138,9 @@ func dialWire(ctx context.Context, url, address string, maxRow int64, transactio
 	cfg.RuntimeParams["statement_timeout"] = "0" // making a slot waits for open transactions
 	if transactionTimeouts {                     // every transaction that is decoded would be bounded
 		cfg.RuntimeParams[transactionTimeout] = "0"
+	}
+	if charset != nil {
+		cfg.RuntimeParams["client_encoding"] = charset.Name()
 	}
 	cfg.ValidateConnect, cfg.AfterConnect = nil, nil // both ask by SQL, and did
 	dial := cfg.DialFunc
@@ -147,7 +157,7 @@ func dialWire(ctx context.Context, url, address string, maxRow int64, transactio
 		}
 		return newCalmConn(conn), nil
 	}
-	w := &wire{}
+	w := &wire{charset: charset}
 	cfg.BuildFrontend = func(r io.Reader, out io.Writer) *pgproto3.Frontend {
 		w.frames = newFrames(r, maxRow) // of the last host that is tried, which is the one that is taken
 		return pgproto3.NewFrontend(w.frames, out)
@@ -199,7 +209,11 @@ func (w *wire) start(ctx context.Context, c command) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, wirePatience)
 	defer cancel()
 	pg := w.pg
-	pg.Frontend().SendQuery(&pgproto3.Query{String: c.text})
+	text, err := encodeSQL(w.charset, c.text)
+	if err != nil {
+		return nil, err
+	}
+	pg.Frontend().SendQuery(&pgproto3.Query{String: text})
 	if err := pg.Frontend().Flush(); err != nil {
 		return nil, err
 	}

@@ -54,7 +54,15 @@ func (e *Export) Rows(ctx context.Context, snapshot string, take func(row []cdc.
 	if e.reader.filter != "" {
 		sql += " where " + e.reader.filter
 	}
-	if err := readRows(conn.ExecParams(ctx, sql, nil, nil, nil, nil), take); err != nil {
+	sql, err := encodeSQL(e.reader.charset, sql)
+	if err != nil {
+		return err
+	}
+	decoded := func(row []cdc.Value) error {
+		e.reader.charset.Values(row)
+		return take(row)
+	}
+	if err := readRows(conn.ExecParams(ctx, sql, nil, nil, nil, nil), decoded); err != nil {
 		return fmt.Errorf("read %s: %w", e.reader.table, withoutRow(err))
 	}
 	if _, err := conn.Exec(ctx, "commit").ReadAll(); err != nil {
@@ -110,7 +118,7 @@ func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservati
 			server.close(ctx)
 		}
 	}()
-	sv, err := surveySource(ctx, server.sql, &cfg)
+	sv, err := surveySource(ctx, server.asks(), &cfg)
 	if err != nil {
 		return nil, err
 	}

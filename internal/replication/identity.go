@@ -32,7 +32,7 @@ func Identify(ctx context.Context, cfg Config) (Identity, error) {
 	id := Identity{System: now.id, Slot: cfg.Slot}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	err = server.sql.QueryRow(ctx, "select oid, datname::text from pg_database where datname = current_database()").Scan(&id.Database, &id.Name)
+	err = server.asks().QueryRow(ctx, "select oid, datname::text from pg_database where datname = current_database()").Scan(&id.Database, &id.Name)
 	if err != nil {
 		return Identity{}, fmt.Errorf("database: %w", err)
 	}

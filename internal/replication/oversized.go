@@ -9,7 +9,7 @@ import (
 )
 
 // oversizedKey reads the key's columns from the first tuple of a row's message, after its relation, and passes over the others.
-func oversizedKey(p *piecewise, rel *cdc.Relation) (string, error) {
+func oversizedKey(p *piecewise, rel *cdc.Relation, charset *cdc.Charset) (string, error) {
 	const longestKey = 1 << 10
 	head, err := p.take(1 + 2)
 	if err != nil {
@@ -41,7 +41,7 @@ func oversizedKey(p *piecewise, rel *cdc.Relation) (string, error) {
 		if key.Len() > 0 {
 			key.WriteString(", ")
 		}
-		key.WriteString(rel.Columns[i].Name + "=" + string(value))
+		key.WriteString(rel.Columns[i].Name + "=" + charset.Show(value))
 		delete(wanted, i)
 	}
 	return key.String(), nil

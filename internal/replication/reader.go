@@ -146,7 +146,7 @@ func (r *Reader) Rows(ctx context.Context, rel *cdc.Relation, columns []int, key
 			present = append(present, i)
 		}
 	}
-	found, err := r.read(ctx, table.rowsSQL(rel, columns, present), keyArrays(keys), xids)
+	found, err := r.read(ctx, table.rowsSQL(rel, columns, present), transpose(keys), xids)
 	if err != nil {
 		return nil, fmt.Errorf("read back %s: %w", rel, err)
 	}
@@ -274,25 +274,46 @@ func (t *presentTable) rowsSQL(rel *cdc.Relation, columns, present []int) string
 
 func quoteName(name string) string { return pgx.Identifier{name}.Sanitize() }
 
-// keyArrays turns rows of keys into one array literal per column.
-func keyArrays(keys [][]string) [][]byte {
-	arrays := make([][]byte, len(keys[0]))
-	for i := range arrays {
-		arrays[i] = arrayLiteral(len(keys), func(n int) string { return keys[n][i] })
+// transpose turns rows of keys into one list per column.
+func transpose(keys [][]string) [][]string {
+	lists := make([][]string, len(keys[0]))
+	for i := range lists {
+		lists[i] = make([]string, len(keys))
+		for n := range keys {
+			lists[i][n] = keys[n][i]
+		}
 	}
-	return arrays
+	return lists
 }
 
-// arrayLiteral writes an array as Postgres reads it (arrays-io in the manual).
-func arrayLiteral(n int, element func(int) string) []byte {
-	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+// arrayLiterals writes each list as an array for the server. A text that the database's encoding does not have is null there: no row has it.
+func arrayLiterals(charset *cdc.Charset, lists [][]string) [][]byte {
+	literals := make([][]byte, len(lists))
+	for i, list := range lists {
+		literals[i] = arrayLiteral(len(list), func(n int) ([]byte, bool) { return charset.Encode([]byte(list[n])) })
+	}
+	return literals
+}
+
+// arrayLiteral writes an array as Postgres reads it (arrays-io in the manual). An element that is not ok is null.
+func arrayLiteral(n int, element func(int) (text []byte, ok bool)) []byte {
 	literal := []byte{'{'}
 	for i := range n {
 		if i > 0 {
 			literal = append(literal, ',')
 		}
+		text, ok := element(i)
+		if !ok {
+			literal = append(literal, "NULL"...)
+			continue
+		}
 		literal = append(literal, '"')
-		literal = append(literal, escape.Replace(element(i))...)
+		for _, b := range text {
+			if b == '"' || b == '\\' {
+				literal = append(literal, '\\')
+			}
+			literal = append(literal, b)
+		}
 		literal = append(literal, '"')
 	}
 	return append(literal, '}')
@@ -305,7 +326,7 @@ func (r *Reader) Lookup(ctx context.Context, sql string, keys []string, xids []u
 	var found found
 	for known := false; !known; {
 		var err error
-		if found, err = r.read(ctx, sql, [][]byte{arrayLiteral(len(keys), func(i int) string { return keys[i] })}, xids); err != nil {
+		if found, err = r.read(ctx, sql, [][]string{keys}, xids); err != nil {
 			return LookupResult{}, fmt.Errorf("lookup: %w", err)
 		}
 		if len(found.fields) == 0 {
@@ -383,14 +404,14 @@ type found struct {
 	rows   []Record
 }
 
-// read runs a query with text parameters and text results, again and again until its snapshot sees all of xids.
-func (r *Reader) read(ctx context.Context, sql string, params [][]byte, xids []uint32) (found, error) {
+// read runs a query with an array of text for each parameter and text results, again and again until its snapshot sees all of xids.
+func (r *Reader) read(ctx context.Context, sql string, keys [][]string, xids []uint32) (found, error) {
 	const (
 		first   = time.Millisecond
 		longest = 100 * time.Millisecond
 	)
 	for wait := first; ; wait = min(2*wait, longest) {
-		result, seen, err := r.readOnce(ctx, sql, params, xids)
+		result, seen, err := r.readOnce(ctx, sql, keys, xids)
 		if err != nil || seen {
 			return result, withoutRow(err)
 		}
@@ -414,7 +435,7 @@ func (r *Reader) ask(ctx context.Context, fn func(querier) error) error {
 	if _, err := conn.Conn().PgConn().Exec(ctx, beginReading+"; select "+r.pins).ReadAll(); err != nil {
 		return err
 	}
-	if err := fn(conn); err != nil {
+	if err := fn(translated(conn, charsetOf(conn.Conn().PgConn()))); err != nil {
 		return err
 	}
 	_, err = conn.Conn().PgConn().Exec(ctx, "commit").ReadAll()
@@ -422,7 +443,7 @@ func (r *Reader) ask(ctx context.Context, fn func(querier) error) error {
 }
 
 // readOnce sends all that it takes in one go: a transaction whose snapshot serves both questions.
-func (r *Reader) readOnce(ctx context.Context, sql string, params [][]byte, xids []uint32) (result found, seen bool, err error) {
+func (r *Reader) readOnce(ctx context.Context, sql string, keys [][]string, xids []uint32) (result found, seen bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
 	conn, err := r.acquire(ctx)
@@ -430,10 +451,15 @@ func (r *Reader) readOnce(ctx context.Context, sql string, params [][]byte, xids
 		return found{}, false, err
 	}
 	defer conn.Release() // closes a connection that is in a transaction still
+	charset := charsetOf(conn.Conn().PgConn())
+	sql, err = encodeSQL(charset, sql)
+	if err != nil {
+		return found{}, false, err
+	}
 	pipe := conn.Conn().PgConn().StartPipeline(ctx)
 	pipe.SendQueryParams(beginReading, nil, nil, nil, nil)
 	pipe.SendQueryParams("select pg_current_snapshot()::text, pg_is_in_recovery()::text, "+r.pins, nil, nil, nil, nil)
-	pipe.SendQueryParams(sql, params, nil, nil, nil)
+	pipe.SendQueryParams(sql, arrayLiterals(charset, keys), nil, nil, nil)
 	pipe.SendQueryParams("commit", nil, nil, nil, nil)
 	if err := pipe.Sync(); err != nil {
 		return found{}, false, errors.Join(err, pipe.Close())
@@ -453,7 +479,18 @@ func (r *Reader) readOnce(ctx context.Context, sql string, params [][]byte, xids
 		return found{}, false, err
 	}
 	snap.standby = string(results[1].rows[0][1].Data) == "true"
+	results[2].decode(charset)
 	return results[2], snap.seesAll(xids), nil
+}
+
+// decode makes UTF-8 of what came in the database's encoding.
+func (f *found) decode(charset *cdc.Charset) {
+	for i := range f.fields {
+		f.fields[i].Name = charset.DecodeName(f.fields[i].Name)
+	}
+	for _, row := range f.rows {
+		charset.Values(row)
+	}
 }
 
 func nextResult(pipe *pgconn.Pipeline) (found, error) {

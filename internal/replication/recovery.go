@@ -48,7 +48,7 @@ func OpenRecovery(ctx context.Context, cfg Config, log RecoveryLog, logger *slog
 			server.close(ctx)
 		}
 	}()
-	if r.survey, err = surveySource(ctx, server.sql, &cfg); err != nil {
+	if r.survey, err = surveySource(ctx, server.asks(), &cfg); err != nil {
 		return nil, err
 	}
 	if err := r.checkRest(); err != nil {
@@ -281,7 +281,7 @@ func (v *Vanished) change(c *cdc.Change) {
 		}
 		row[i] = value
 	}
-	tuple := cdc.AppendTuple(nil, row)
+	tuple := cdc.AppendTuple(nil, c.Relation.Raw(row))
 	if v.bytes += len(tuple); v.bytes > most {
 		v.Incomplete = true
 		return

@@ -44,6 +44,7 @@ type session struct {
 	announced *relation            // last; nil once a change has followed
 	last      *relation            // of the row before, which is most often that of the next
 	leaves    leaves
+	charset   *cdc.Charset // in which names and rows come
 
 	definitions definitions
 	typeNames   map[uint32]string                     // of types that are not built in, by OID
@@ -100,6 +101,7 @@ func (s *Stream) session(ctx context.Context) error {
 	s.status.streaming(plan.start())
 	session := s.newSession(plan, conn, server.wire.frames)
 	session.definitions = definitions
+	session.charset = server.charset
 	if s.cfg.Backfills != nil {
 		if session.tracking, err = s.cfg.Backfills.recall(ctx, plan.tail.State); err != nil {
 			return err

@@ -16,7 +16,7 @@ import (
 // pinned are the settings that every connection of ours has: those of a role, a database or the server must leak neither into values nor into
 // the way that statements are read, nor end them. lc_messages cannot be among them, since only a superuser may set it.
 var pinned = map[string]string{
-	// How values are written and read.
+	// How values are written and read. The encoding becomes the database's own once it is known.
 	"client_encoding":    "UTF8",
 	"datestyle":          "ISO",
 	"intervalstyle":      "postgres",
@@ -71,10 +71,11 @@ func choosesRole(params map[string]string) bool {
 	return params["role"] != "" || strings.Contains(params["options"], "role")
 }
 
-// settle finishes what the start of an ordinary connection could not: a setting that not every server knows. It refuses a connection whose
+// settle finishes what the start of an ordinary connection could not: a setting that not every server knows, and the encoding. It refuses a connection whose
 // parameters were dropped on the way.
 func settle(ctx context.Context, conn *pgconn.PgConn) error {
-	results, err := conn.Exec(ctx, "select current_setting('"+witness+"', true), "+setTransactionTimeout(false)).ReadAll()
+	results, err := conn.Exec(ctx, "select current_setting('"+witness+"', true), "+setTransactionTimeout(false)+
+		", set_config('client_encoding', "+ownEncoding+", false)").ReadAll()
 	if err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
@@ -116,7 +117,11 @@ func pinTransaction(params map[string]string, statementTimeout int64) string {
 	names := slices.Sorted(maps.Keys(settings))
 	list := make([]string, 0, len(names)+1)
 	for _, name := range names {
-		list = append(list, fmt.Sprintf("set_config('%s', '%s', true)", name, settings[name]))
+		value := quoteLiteral(settings[name])
+		if name == "client_encoding" {
+			value = ownEncoding
+		}
+		list = append(list, fmt.Sprintf("set_config('%s', %s, true)", name, value))
 	}
 	return strings.Join(append(list, setTransactionTimeout(true)), ", ")
 }

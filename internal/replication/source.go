@@ -263,7 +263,7 @@ func (p *plan) command(cfg *Config) command {
 
 // prepare looks at the source and the log, refuses what would lose changes, and makes what is missing when that is wanted.
 func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
-	sv, err := surveySource(ctx, server.sql, &s.cfg)
+	sv, err := surveySource(ctx, server.asks(), &s.cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -317,7 +317,7 @@ func (s *Stream) prepare(ctx context.Context, server *server) (*plan, error) {
 		p.source.Confirmed = max(p.source.Confirmed, p.confirmed)
 	}
 	s.begin(p)
-	return p, s.identify(ctx, server.sql, sv, now, p)
+	return p, s.identify(ctx, server.asks(), sv, now, p)
 }
 
 // begin decides where replication begins. Where the slot is behind the log, as after a crash of the server, or after it was
@@ -473,7 +473,11 @@ func (s *Stream) slotWaits(ctx context.Context) func(*blocker) {
 // managePublication makes the publication name exactly the mapped tables.
 func (s *Stream) managePublication(ctx context.Context, conn *pgx.Conn, sv *survey) error {
 	for _, st := range append(generatedStatements(&s.cfg, sv), publicationStatements(&s.cfg, sv)...) {
-		if _, err := conn.Exec(ctx, st.SQL); err != nil {
+		sql, err := encodeSQL(charsetOf(conn.PgConn()), st.SQL)
+		if err != nil {
+			return err
+		}
+		if _, err := conn.Exec(ctx, sql); err != nil {
 			return streamError(&s.cfg, fmt.Errorf("%s: %w", st.Why, err))
 		}
 		s.logger.InfoContext(ctx, "publication managed", "publication", s.cfg.Publication, "why", st.Why)
