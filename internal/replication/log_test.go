@@ -171,7 +171,7 @@ func describeTuple(rel *cdc.Relation, values []cdc.Value) string {
 			word = "null"
 		case cdc.Unchanged:
 			word = "unchanged"
-		case cdc.Text:
+		case cdc.Text, cdc.Invalid:
 			word = fmt.Sprintf("%q", v.Data)
 			if len(v.Data) > 80 {
 				word = fmt.Sprintf("%q…(%d)", v.Data[:8], len(v.Data))
