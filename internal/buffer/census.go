@@ -57,7 +57,8 @@ func (c *census) init() { c.values = make(map[string]uint64) }
 
 // counted are the values whose loss matters: not the cursors, which have a place of their own, nor what is only to be exact.
 func counted(key string) bool {
-	return key != cursorsKey && !strings.HasPrefix(key, valuePrefix+token(tablesPrefix)) && !strings.HasPrefix(key, valuePrefix+token(holePrefix))
+	return key != cursorsKey && !strings.HasPrefix(key, valuePrefix+token(tablesPrefix)) && !strings.HasPrefix(key, valuePrefix+token(holePrefix)) &&
+		!strings.HasPrefix(key, valuePrefix+token(keptPrefix))
 }
 
 // noteValue records that the bucket has a key.

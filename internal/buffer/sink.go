@@ -215,6 +215,17 @@ func (s *Sink) take(ctx context.Context, m *message) error {
 // forward; it is written within some 20 ms.
 func (s *Sink) Settle(seq uint64, resume cdc.LSN) { s.b.settle(s.name, seq, resume) }
 
+// keptPrefix begins the names of the values in which sinks keep what is settled behind their cursors.
+const keptPrefix = "settled/"
+
+// Keep stores durably what is settled of the blocks behind the cursor; the buffer does not look into it.
+func (s *Sink) Keep(ctx context.Context, settled []byte) error {
+	return s.b.SetValue(ctx, keptPrefix+s.name, settled)
+}
+
+// Kept is what Keep stored last; nil when nothing was.
+func (s *Sink) Kept(ctx context.Context) ([]byte, error) { return s.b.Value(ctx, keptPrefix+s.name) }
+
 // Flush waits until what has been settled is written.
 func (s *Sink) Flush(ctx context.Context) error { return s.b.flushCursors(ctx) }
 

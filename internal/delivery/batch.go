@@ -44,7 +44,8 @@ type item struct {
 	change span // its one-change block, when the block does not hold the row that was rendered
 	after  span // hashes of its parents that were on the way
 
-	held     int32 // head of the list of blocks that an absorbed item holds, -1 for none
+	held     int32  // head of the list of what an item has absorbed, -1 for none
+	number   uint32 // its place in the block
 	attempts uint32
 	suffix   string // of its ID
 	op       cdc.Op
@@ -54,11 +55,20 @@ type item struct {
 	lifted   bool // copied out of its batch: its blocks need not keep their bytes for it
 }
 
-// hold keeps a block unsettled until the item that absorbed one of the block's is settled.
+// hold keeps an absorbed item unsettled until the one that absorbed it is settled.
 type hold struct {
-	block *block
-	next  int32
+	place
+	next int32
 }
+
+// place is an item's in its block.
+type place struct {
+	block  *block
+	number uint32
+}
+
+// settle says that the item of that place is settled for good.
+func (p place) settle() { p.block.settle(p.number) }
 
 func (b *batch) bytes(s span) []byte { return b.buf[s.from:s.to] }
 
@@ -162,7 +172,7 @@ func coalescedOp(older, newer cdc.Op) cdc.Op {
 func (b *batch) replace(i int, it item, limits sinks.Limits) {
 	old := &b.items[i]
 	it.op = coalescedOp(old.op, it.op)
-	it.held = b.hold(old, it.block)
+	it.held = b.hold(old)
 	if it.op == cdc.OpDelete && i < len(b.items)-1 {
 		old.absorbed = true
 		b.count--
@@ -177,34 +187,32 @@ func (b *batch) replace(i int, it item, limits sinks.Limits) {
 	*old = it
 }
 
-// hold keeps old's block open for as long as its successor needs, and returns the successor's list.
-func (b *batch) hold(old *item, successor *block) int32 {
-	if old.block == successor {
-		old.block.settle() // the successor keeps the same block open
-		return old.held
-	}
-	b.held = append(b.held, hold{block: old.block, next: old.held})
+// hold keeps old open for as long as its successor needs, and returns the successor's list.
+func (b *batch) hold(old *item) int32 {
+	b.held = append(b.held, hold{place: old.place(), next: old.held})
 	return int32(len(b.held) - 1)
 }
 
-// settle releases the item's block and those of what it absorbed.
+func (it *item) place() place { return place{it.block, it.number} }
+
+// settle settles the item and what it absorbed.
 func (b *batch) settle(it *item) {
 	if it.lifted {
 		for _, held := range b.holders(it) {
-			held.lifted.Add(-1)
+			held.block.lifted.Add(-1)
 		}
 	}
 	for h := it.held; h >= 0; h = b.held[h].next {
-		b.held[h].block.settle()
+		b.held[h].settle()
 	}
-	it.block.settle()
+	it.place().settle()
 }
 
-// holders lists the blocks that settle would release.
-func (b *batch) holders(it *item) []*block {
-	list := []*block{it.block}
+// holders lists the places that settle would settle.
+func (b *batch) holders(it *item) []place {
+	list := []place{it.place()}
 	for h := it.held; h >= 0; h = b.held[h].next {
-		list = append(list, b.held[h].block)
+		list = append(list, b.held[h].place)
 	}
 	return list
 }

@@ -34,6 +34,10 @@ func (a *again) Settle(seq uint64, _ cdc.LSN) {
 	}
 }
 
+func (a *again) Keep(context.Context, []byte) error { return nil }
+
+func (a *again) Kept(context.Context) ([]byte, error) { return nil, nil }
+
 // hole takes everything.
 type hole struct{ outcomes []sinks.Outcome }
 

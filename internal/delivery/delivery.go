@@ -87,6 +87,10 @@ type Blocks interface {
 	// Settle says that every block up to seq is settled, and that the slot may move to resume as far as this sink goes. It
 	// does not block; seq never goes back. It is called by one goroutine at a time.
 	Settle(seq uint64, resume cdc.LSN)
+	// Keep stores durably what is settled of blocks that Settle has not been told of, in place of what it stored before.
+	Keep(ctx context.Context, settled []byte) error
+	// Kept is what Keep stored last; nil when nothing was.
+	Kept(ctx context.Context) ([]byte, error)
 }
 
 // Block is a stored block.
@@ -155,6 +159,7 @@ type Worker struct {
 	keys     *keys
 	lanes    []*lane
 	dispatch *dispatcher
+	mappings [16]byte // what the numbers of items depend on
 	counts   counts
 
 	pauses  Pauses
@@ -163,6 +168,8 @@ type Worker struct {
 	retries  chan retryRequest
 	draining context.Context // ends with Drain
 	drain    context.CancelFunc
+	leaving  context.Context // ends when, while draining, what is begun has had its time
+	leave    context.CancelFunc
 	stuck    context.Context // ends when, while draining, something was left for the next start
 	abandon  context.CancelFunc
 	ended    chan struct{} // closed when Run returns
@@ -194,6 +201,7 @@ func New(cfg Config, deps Deps) *Worker {
 		retries: make(chan retryRequest), ended: make(chan struct{}),
 	}
 	w.draining, w.drain = context.WithCancel(context.Background())
+	w.leaving, w.leave = context.WithCancel(context.Background())
 	w.stuck, w.abandon = context.WithCancel(context.Background())
 	if cfg.Batch.Items > 0 && (w.limits.Items == 0 || cfg.Batch.Items < w.limits.Items) {
 		w.limits.Items = cfg.Batch.Items
@@ -212,6 +220,7 @@ func New(cfg Config, deps Deps) *Worker {
 	}
 	w.gate.wake = w.wakeLanes
 	w.dispatch = newDispatcher(w, deps.Mappings, deps.Source)
+	w.mappings = digest(cfg.Type, deps.Mappings)
 	w.metrics.observe(w)
 	return w
 }
@@ -300,7 +309,12 @@ func (w *Worker) run(ctx context.Context) error {
 	if w.tracker != nil {
 		life.Go(w.tracker.run)
 	}
-	return life.Wait()
+	life.Go(w.guard("settlement", w.keepSettled))
+	err := life.Wait()
+	if w.draining.Err() != nil {
+		w.keepLast(ctx)
+	}
+	return err
 }
 
 // recall loads what outlives a restart: the pause, the keys of open letters, the items that wait for confirmation.
@@ -311,6 +325,11 @@ func (w *Worker) recall(ctx context.Context) error {
 			return err
 		}
 		w.gate.pause(pause)
+		kept, err := w.blocks.Kept(ctx)
+		if err != nil {
+			return err
+		}
+		w.ledger.recall(kept, w.mappings)
 		if err := w.letters.load(ctx); err != nil {
 			return err
 		}
@@ -352,13 +371,23 @@ func (w *Worker) next(ctx context.Context) (block Block, err error) {
 	return block, err
 }
 
-// Drain stops taking new blocks and waits until those begun are settled, then Run returns nil. What cannot be delivered now
-// (the vendor is down, the sink paused) is left for the next start. It returns ctx's error when that takes too long; the
-// caller then ends Run's context.
+// begunPatience is how long Drain lets what is begun be delivered, so that most stops leave nothing behind.
+const begunPatience = time.Second
+
+// Drain stops taking new blocks; then Run returns nil. What is begun is delivered if that takes no longer than a second and the vendor takes
+// it at once; after that, only requests in flight are waited for. The rest is left for the next start, which repeats nothing of what was
+// settled. Drain returns ctx's error when the requests take too long; the caller then ends Run's context.
 func (w *Worker) Drain(ctx context.Context) error {
 	w.drain()
 	w.gate.drain()
 	w.wakeLanes()
+	patience := time.AfterFunc(begunPatience, func() {
+		w.leave()
+		w.abandon()
+		w.gate.leave()
+		w.wakeLanes()
+	})
+	defer patience.Stop()
 	select {
 	case <-w.ended:
 		return nil

@@ -48,6 +48,7 @@ type dispatcher struct {
 // renderer is one mapping.
 type renderer struct {
 	template *mapping.Template
+	place    uint32 // among the renderers
 	name     string
 	table    string
 	counters *itemCounters
@@ -66,15 +67,16 @@ type unit struct {
 	urgent bool // goes alone, behind all that is in the lane
 	sent   int
 
-	touched []root // roots that the block's changes refresh
-	suffix  string // of refreshed roots' IDs
-	keep    bool   // the block does not hold the changes: items carry them
+	base, next uint32 // numbers of the change's items, and of the next one's
+	touched    []root // roots that the block's changes refresh
+	suffix     string // of refreshed roots' IDs
+	keep       bool   // the block does not hold the changes: items carry them
 }
 
 // refusal is an item that mapping refused, on its way to the dead letters.
 type refusal struct {
 	letter   Letter
-	block    *block
+	place    place
 	renderer *renderer
 }
 
@@ -88,12 +90,15 @@ type tables struct {
 type table struct {
 	relation *cdc.Relation
 	plans    []compiled
-	unknown  bool // it has a column of a type that is not known
+	numbers  uint32 // that a change's items may have
+	unknown  bool   // it has a column of a type that is not known
 }
 
 type compiled struct {
 	*renderer
 	plan     *mapping.Plan
+	number   uint32 // of an item of the new row, among the change's; the old row's is the next
+	roots    uint32 // of the items of the root that it refreshes
 	coalesce bool
 	byPerson bool
 }
@@ -111,10 +116,10 @@ func newDispatcher(w *Worker, templates []*mapping.Template, source Source) *dis
 	d := &dispatcher{worker: w, source: source, seed: maphash.MakeSeed(), roots: make(map[mapping.Table]*table), presents: make(map[string]*table)}
 	d.partial, _ = w.sink.(Partial)
 	d.freed = make(chan *batch, recycled)
-	for _, t := range templates {
+	for i, t := range templates {
 		table := t.Source.Table.String()
 		d.renderers = append(d.renderers, &renderer{
-			template: t, name: t.Source.Name, table: table, counters: &itemCounters{items: w.metrics.items, table: table},
+			template: t, place: uint32(i), name: t.Source.Name, table: table, counters: &itemCounters{items: w.metrics.items, table: table},
 		})
 		d.booking = d.booking || len(t.Source.Parents) > 0 || t.Ordered()
 	}
@@ -179,7 +184,11 @@ func (d *dispatcher) block(ctx context.Context, stored Block) error {
 	if commit.IsZero() {
 		commit = stored.Stored
 	}
-	b := d.worker.ledger.begin(stored.Seq, stored.Data, footer, commit)
+	b, settled := d.worker.ledger.begin(stored, footer, commit)
+	if settled {
+		b.less()
+		return nil
+	}
 	d.unit = unit{block: b, scan: d.scanBlock}
 	if err := d.all(ctx); err != nil {
 		return err
@@ -191,7 +200,7 @@ func (d *dispatcher) block(ctx context.Context, stored Block) error {
 	if err := d.handOver(ctx); err != nil {
 		return err
 	}
-	b.settle()
+	b.less()
 	return nil
 }
 
@@ -211,6 +220,8 @@ func (d *dispatcher) all(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		d.unit.base = d.unit.next
+		d.unit.next += t.numbers
 		if err := d.one(ctx, &d.change, t); err != nil {
 			return err
 		}
@@ -249,7 +260,23 @@ func (d *dispatcher) compile(rel *cdc.Relation) (*table, error) {
 		}
 		t.plans = append(t.plans, compiled{renderer: r, plan: plan, coalesce: plan.Coalesce() == mapping.CoalesceLatest, byPerson: plan.ByPerson()})
 	}
+	t.enumerate(uint32(len(d.renderers)))
 	return t, nil
+}
+
+// enumerate gives each item that a change may become a number. The same block gives the same numbers as long as the mappings stay, whatever
+// the source says to lookups and when rows are read back.
+func (t *table) enumerate(renderers uint32) {
+	for i := range t.plans {
+		t.plans[i].number = t.numbers
+		t.numbers += 2
+	}
+	for i := range t.plans {
+		if t.plans[i].template.Source.Refresh != nil {
+			t.plans[i].roots = t.numbers
+			t.numbers += 2 * renderers
+		}
+	}
 }
 
 // one dispatches one change.
@@ -341,20 +368,27 @@ func (d *dispatcher) has(c *cdc.Change, part *mapping.Part) bool {
 // part dispatches one item.
 func (d *dispatcher) part(ctx context.Context, c *cdc.Change, p *compiled, part *mapping.Part) error {
 	if p.template.Source.Refresh != nil && part.Reject == nil {
-		d.touch(p.renderer, c, part)
+		d.touch(p, c, part)
 		return nil
 	}
 	it := item{
 		block: d.unit.block, mapping: p.renderer, pos: c.Position, hash: maphash.Bytes(d.seed, part.Key),
 		op: part.Op, suffix: part.Suffix,
 	}
+	it.number = d.unit.base + p.number
+	if part.Old {
+		it.number++
+	}
 	if d.unit.suffix != "" {
-		it.suffix = d.unit.suffix
+		it.suffix, it.number = d.unit.suffix, d.unit.base+p.place
 	}
 	if d.unit.only != nil && string(it.appendID(nil)) != d.unit.itemID {
 		return nil
 	}
 	d.unit.sent++
+	if d.unit.block.recalled.has(it.number) {
+		return nil
+	}
 	if part.Reject != nil {
 		key := part.Key
 		if c.Oversized != nil {
@@ -364,6 +398,7 @@ func (d *dispatcher) part(ctx context.Context, c *cdc.Change, p *compiled, part 
 		return nil
 	}
 	if tracker := d.worker.tracker; tracker != nil && d.unit.block.letter == nil && tracker.has(p.renderer, part.Key, c.Position, part.Suffix == suffixRead) {
+		d.unit.block.mark(it.number)
 		return nil
 	}
 	if err := d.lookUp(ctx, p, part); err != nil {
@@ -505,10 +540,12 @@ func (d *dispatcher) roomFor(ctx context.Context, l *lane, b *batch, it *item) (
 	return next, nil
 }
 
+const perHold = 24 // bytes of an absorbed item
+
 // charge lets memory know of what the batch has grown by.
 func (d *dispatcher) charge(b *batch) {
 	const perItem = 128 // item and hold, and a share of the index
-	size := int64(len(b.buf)) + perItem*int64(len(b.items))
+	size := int64(len(b.buf)) + perItem*int64(len(b.items)) + perHold*int64(len(b.held))
 	d.worker.memory.add(size-b.charged, 0)
 	b.charged = size
 }
@@ -659,7 +696,7 @@ func (d *dispatcher) reject(c *cdc.Change, r *renderer, it item, key []byte, rea
 	if open := d.unit.block.letter; open != nil {
 		letter.Attempts = d.worker.letters.attempts(open)
 	}
-	d.refuse = append(d.refuse, refusal{letter: letter, block: d.unit.block, renderer: r})
+	d.refuse = append(d.refuse, refusal{letter: letter, place: it.place(), renderer: r})
 }
 
 func (d *dispatcher) parkRefused(ctx context.Context) error {
@@ -675,7 +712,7 @@ func (d *dispatcher) parkRefused(ctx context.Context) error {
 	}
 	for i := range d.refuse {
 		d.worker.count(d.refuse[i].renderer, letters[i].Op, outcomeRejected, 1)
-		d.refuse[i].block.settle()
+		d.refuse[i].place.settle()
 	}
 	clear(d.refuse)
 	d.refuse = d.refuse[:0]

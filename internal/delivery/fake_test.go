@@ -237,6 +237,7 @@ type store struct {
 	blocks   []Block
 	appended chan struct{}
 	settled  uint64
+	kept     []byte
 	resume   cdc.LSN
 	onSettle func(seq uint64)
 
@@ -304,6 +305,22 @@ func (c *cursor) Settle(seq uint64, resume cdc.LSN) {
 	if c.onSettle != nil {
 		c.onSettle(seq)
 	}
+}
+
+func (s *store) Keep(_ context.Context, settled []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failing != nil {
+		return s.failing
+	}
+	s.kept = settled
+	return nil
+}
+
+func (s *store) Kept(context.Context) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.kept, nil
 }
 
 func (s *store) Park(_ context.Context, letters []Letter) error {

@@ -53,6 +53,7 @@ type root struct {
 	key     string
 	change  cdc.Change // position, XID and time are the child's; the row is the root's
 	suffix  string
+	base    uint32 // of its items' numbers
 }
 
 // incomplete says whether a mapping reads a value that the server did not send, or of which it is not known how to read it.
@@ -392,9 +393,14 @@ func (d *dispatcher) rows(ctx context.Context, rel *cdc.Relation, columns []int,
 	return rows, err
 }
 
-// ask asks the source until it answers; meanwhile the sink is blocked.
+// ask asks the source until it answers; meanwhile the sink is blocked. Who drains breaks a question off that takes long.
 func (d *dispatcher) ask(ctx context.Context, what string, question func(context.Context) error) error {
-	return d.worker.insist(ctx, trouble{name: "source", what: what, blocks: true}, question)
+	return d.worker.insist(ctx, trouble{name: "source", what: what, blocks: true}, func(ctx context.Context) error {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		defer context.AfterFunc(d.worker.leaving, stop)() //nolint:contextcheck // leaving is an event, nothing is done in it
+		return question(ctx)
+	})
 }
 
 // scanBlock goes over the changes of the unit's block with a decoder of its own, so that the dispatch can be in the midst of it.
@@ -425,15 +431,17 @@ func (d *dispatcher) scanBlock(yield func(*cdc.Change, *table) error) error {
 }
 
 // touch notes that a change has touched a root; of several changes in a block the last gives the position.
-func (d *dispatcher) touch(r *renderer, c *cdc.Change, part *mapping.Part) {
+func (d *dispatcher) touch(p *compiled, c *cdc.Change, part *mapping.Part) {
 	if part.Refresh == nil {
 		return
 	}
 	at := root{
-		refresh: r.template.Source.Refresh, key: string(part.Refresh), suffix: suffixRefresh,
+		refresh: p.template.Source.Refresh, key: string(part.Refresh), suffix: suffixRefresh,
 		change: cdc.Change{Op: cdc.OpUpdate, Position: c.Position, XID: c.XID, CommitTime: c.CommitTime},
+		base:   d.unit.base + p.roots,
 	}
 	if part.Old { // a child that moved touches two roots
+		at.base += uint32(len(d.renderers))
 		at.suffix += "/old"
 	}
 	same := func(o root) bool {
@@ -481,7 +489,7 @@ func (d *dispatcher) refreshTable(ctx context.Context, b *block, refresh *mappin
 		return nil
 	}
 	for i := range group {
-		d.unit.suffix = group[i].suffix
+		d.unit.suffix, d.unit.base = group[i].suffix, group[i].base
 		if err := d.one(ctx, &group[i].change, t); err != nil {
 			return err
 		}

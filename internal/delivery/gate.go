@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/sinks"
@@ -38,6 +40,7 @@ type gate struct {
 	changed  chan struct{} // closed and replaced when those who wait should look again
 	waiting  int
 	draining bool
+	leaving  bool // no more requests
 	paused   Pause
 
 	inFlight int
@@ -141,6 +144,10 @@ func (g *gate) acquire(ctx context.Context, failed, notBefore time.Time, items i
 			return ticket{}, ctx.Err()
 		}
 		g.mu.Lock()
+		if g.leaving {
+			g.mu.Unlock()
+			return ticket{}, errStopped
+		}
 		if g.resumedAt.After(failed) {
 			notBefore = time.Time{}
 		}
@@ -439,6 +446,13 @@ func (g *gate) drain() {
 	g.draining = true
 }
 
+// leave allows no more requests.
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.unlock()
+	g.leaving = true
+}
+
 // resumed waits while the sink is paused.
 func (g *gate) resumed(ctx context.Context) error {
 	for {
@@ -573,6 +587,26 @@ func later(a, b time.Time) time.Time {
 		return b
 	}
 	return a
+}
+
+// allowed waits for what a rate allows, unless the worker drains; nil allows everything.
+func (w *Worker) allowed(ctx context.Context, limiter *rate.Limiter) error {
+	if limiter == nil {
+		return nil
+	}
+	slot := limiter.Reserve()
+	wait := slot.Delay()
+	if wait == 0 {
+		return nil
+	}
+	err := pause(ctx, wait, w.draining.Done())
+	if err == nil && w.draining.Err() != nil {
+		err = errStopped
+	}
+	if err != nil {
+		slot.Cancel()
+	}
+	return err
 }
 
 // insist does fn until it succeeds, with back-off, and lets the sink's state say why it waits. It gives up when ctx ends or

@@ -374,20 +374,20 @@ func (b *batch) lift(i int32) *batch {
 	change, _ := b.source(&it) // without it, a dead letter says so
 	lifted := &batch{count: 1, size: b.size, sealed: true}
 	lifted.buf = make([]byte, 0, it.length()+int(it.key.to-it.key.from)+int(it.orders.to-it.orders.from)+int(it.after.to-it.after.from)+len(change))
-	blocks := b.holders(&it)
+	places := b.holders(&it)
 	b.items[i].absorbed = true
 	it.body, it.key = lifted.put(b.bytes(it.body)), lifted.put(b.bytes(it.key))
 	it.orders, it.after = lifted.put(b.bytes(it.orders)), lifted.put(b.bytes(it.after))
 	it.change = lifted.put(change)
 	it.lifted, it.held = true, -1
-	for _, held := range blocks[1:] {
-		lifted.held = append(lifted.held, hold{block: held, next: it.held})
+	for _, held := range places[1:] {
+		lifted.held = append(lifted.held, hold{place: held, next: it.held})
 		it.held = int32(len(lifted.held) - 1)
 	}
 	lifted.items = []item{it}
-	lifted.charged = int64(len(lifted.buf)) + heldOverhead
-	for _, held := range blocks {
-		held.lift()
+	lifted.charged = int64(len(lifted.buf)) + heldOverhead + perHold*int64(len(lifted.held))
+	for _, held := range places {
+		held.block.lift()
 	}
 	return lifted
 }
@@ -396,7 +396,7 @@ func (b *batch) lift(i int32) *batch {
 func (b *batch) takeHolds(older *batch) {
 	it := &b.items[0]
 	for _, held := range older.holders(&older.items[0]) {
-		b.held = append(b.held, hold{block: held, next: it.held})
+		b.held = append(b.held, hold{place: held, next: it.held})
 		it.held = int32(len(b.held) - 1)
 	}
 }

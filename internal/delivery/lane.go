@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/sinks"
@@ -146,10 +144,14 @@ func (l *lane) run(ctx context.Context) error {
 // errDue is what take returns when a held item is to be tried.
 var errDue = errors.New("a held item is due")
 
-// take waits for the next batch; nil when the lane is closed and empty. Held items come first, unless the vendor takes nothing: then what is
+// take waits for the next batch; nil when the lane is closed and empty, or leaves what it has for the next start. Held items come first, unless the vendor takes nothing: then what is
 // fresh tries it rather than what fails anyway.
 func (l *lane) take(ctx context.Context) (*batch, error) {
 	for {
+		if l.worker.leaving.Err() != nil {
+			l.worker.abandon()
+			return nil, nil
+		}
 		now := time.Now()
 		held := turn
 		if l.worker.draining.Err() == nil {
@@ -232,7 +234,7 @@ func (l *lane) send(ctx context.Context, b *batch, p part) (_ []sinks.Outcome, e
 	if l.ticket, err = w.gate.acquire(ctx, l.failedAt, l.retryAt, len(p.items)); err != nil {
 		return nil, err
 	}
-	if err := admitted(ctx, w.limiter); err != nil {
+	if err := w.allowed(ctx, w.limiter); err != nil {
 		w.gate.broken(l.ticket)
 		return nil, err
 	}
@@ -246,15 +248,6 @@ func (l *lane) send(ctx context.Context, b *batch, p part) (_ []sinks.Outcome, e
 	l.took = time.Since(start)
 	w.metrics.inFlight.Dec()
 	return l.report(ctx, p, outcomes, err)
-}
-
-// admitted waits for the rate to allow a request; a nil limiter allows all.
-func admitted(ctx context.Context, limiter *rate.Limiter) error {
-	if limiter == nil {
-		return nil
-	}
-	defer pulse.Rest(ctx)()
-	return limiter.Wait(ctx)
 }
 
 // report tells the gate how the request went.

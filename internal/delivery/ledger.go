@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,14 +26,39 @@ type block struct {
 	lifted  atomic.Int64 // of them, those that are held by themselves
 	ledger  *ledger
 
+	recalled bitset // what an earlier run has settled of it
+	marking  sync.Mutex
+	marked   bitset // settled items, by number; guarded by marking
+
 	// The rest is guarded by ledger.mu.
 	done       bool
-	count      int    // blocks that this one stands for: those before it that are done, too
+	from       uint64 // the first block that this one stands for: those before it that are done, too
+	count      int    // of them
+	stored     time.Time
+	sum        uint32 // of data, once summed
+	summed     bool
 	prev, next *block // in the ledger
 }
 
 // settle says that one more item is settled for good.
-func (b *block) settle() {
+func (b *block) settle(number uint32) {
+	b.mark(number)
+	b.less()
+}
+
+// mark notes that an item is settled.
+func (b *block) mark(number uint32) {
+	if b.letter != nil {
+		return
+	}
+	b.marking.Lock()
+	b.marked.set(number)
+	b.marking.Unlock()
+	b.ledger.marks.Add(1)
+}
+
+// less says that there is one thing less to wait for.
+func (b *block) less() {
 	switch left := b.pending.Add(-1); left {
 	case 0:
 		b.ledger.settled(b)
@@ -58,6 +84,12 @@ type ledger struct {
 	end   *block // costs nothing for what passes it.
 	open  int    // blocks in the list, those merged included
 	last  settledBlock
+	begun uint64       // the last block that was dispatched
+	known settledState // of blocks that are not dispatched yet
+
+	marks  atomic.Uint64 // counts what changes the settlement
+	kept   uint64        // marks when the settlement was stored last
+	stored bool          // it was not empty
 }
 
 type settledBlock struct {
@@ -66,12 +98,19 @@ type settledBlock struct {
 	commit time.Time
 }
 
-// begin takes a block that is about to be dispatched.
-func (l *ledger) begin(seq uint64, data []byte, footer cdc.Footer, commit time.Time) *block {
-	b := &block{seq: seq, resume: footer.Resume.End, commit: commit, data: data, size: int64(len(data)), ledger: l}
+// begin takes a block that is about to be dispatched. It reports whether an earlier run has settled all of it.
+func (l *ledger) begin(stored Block, footer cdc.Footer, commit time.Time) (b *block, settled bool) {
+	data := stored.Data
+	b = &block{seq: stored.Seq, resume: footer.Resume.End, commit: commit, data: data, size: int64(len(data)), ledger: l}
+	b.from, b.stored = stored.Seq, stored.Stored
 	b.pending.Store(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.begun = stored.Seq
+	settled = l.known.whole(b)
+	if b.recalled = l.known.of(b); b.recalled != nil {
+		b.marked = slices.Clone(b.recalled)
+	}
 	b.count, b.prev = 1, l.end
 	if l.end != nil {
 		l.end.next = b
@@ -81,7 +120,7 @@ func (l *ledger) begin(seq uint64, data []byte, footer cdc.Footer, commit time.T
 	l.end = b
 	l.open++
 	l.memory.add(b.size, 1)
-	return b
+	return b, settled
 }
 
 // unload lets go of the bytes of a block of which only held items are left.
@@ -92,6 +131,7 @@ func (l *ledger) unload(b *block) {
 		return
 	}
 	l.memory.release(b.size, 0)
+	b.checksum()
 	b.data, b.size = nil, 0
 }
 
@@ -111,6 +151,10 @@ func (l *ledger) settled(b *block) {
 	if b.letter != nil {
 		return
 	}
+	b.marking.Lock()
+	b.marked = nil
+	b.marking.Unlock()
+	l.marks.Add(1)
 	if b.prev != nil && b.prev.done {
 		l.merge(b.prev, b)
 	}
@@ -130,6 +174,7 @@ func (l *ledger) settled(b *block) {
 // merge makes a block that is done stand for the one before it, which is done too.
 func (l *ledger) merge(before, b *block) {
 	b.resume, b.commit, b.count = max(b.resume, before.resume), later(b.commit, before.commit), b.count+before.count
+	b.from, b.stored = before.from, later(b.stored, before.stored)
 	l.unlink(before)
 }
 

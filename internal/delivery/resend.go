@@ -159,7 +159,7 @@ func (d *dispatcher) resend(ctx context.Context, letter *Letter, r *renderer, op
 	if err := d.handOver(ctx); err != nil {
 		return err
 	}
-	b.settle()
+	b.less()
 	return nil
 }
 

@@ -3,6 +3,7 @@ package delivery
 import (
 	"container/heap"
 	"context"
+	"errors"
 	"iter"
 	"strconv"
 	"strings"
@@ -104,7 +105,7 @@ const suffixRead = "/read" // mapping.Part.Suffix of a backfilled row
 
 type accepted struct {
 	item   Tracked
-	blocks []*block
+	places []place
 	letter *openLetter
 	booked []uint64 // the hashes under which keys knows of it
 	lifted bool     // as the item's
@@ -231,7 +232,7 @@ func (t *tracker) accept(ctx context.Context, b *batch, i int32, tracking string
 	it := &b.items[i]
 	a := accepted{
 		item:   Tracked{Tracking: tracking, AcceptedAt: time.Now(), Letter: t.worker.letterOf(b, it)},
-		blocks: b.holders(it), letter: it.block.letter, lifted: it.lifted,
+		places: b.holders(it), letter: it.block.letter, lifted: it.lifted,
 	}
 	if it.booked {
 		a.booked = append(b.hashes(it), it.hash)
@@ -346,11 +347,11 @@ func (t *tracker) tracked(ctx context.Context, a *accepted) error {
 	for _, hash := range a.booked {
 		w.keys.done(hash)
 	}
-	for _, b := range a.blocks {
+	for _, p := range a.places {
 		if a.lifted {
-			b.lifted.Add(-1)
+			p.block.lifted.Add(-1)
 		}
-		b.settle()
+		p.settle()
 	}
 	w.memory.batch(-1)
 	t.plan(newConfirmation(&a.item), firstConfirm)
@@ -392,7 +393,11 @@ func (t *tracker) confirm(ctx context.Context) error {
 		if c == nil || err != nil {
 			return err
 		}
-		if err := t.decide(ctx, c); err != nil {
+		err = t.decide(ctx, c)
+		if errors.Is(err, errStopped) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -507,14 +512,12 @@ func (t *tracker) decide(ctx context.Context, c *confirmation) error {
 	return nil
 }
 
-// slot waits for what the rates allow.
+// slot waits for what the rates allow, unless the worker drains: then nobody waits for the answer.
 func (t *tracker) slot(ctx context.Context) error {
-	for _, limiter := range []*rate.Limiter{t.limiter, t.worker.limiter} {
-		if err := admitted(ctx, limiter); err != nil {
-			return err
-		}
+	if err := t.worker.allowed(ctx, t.limiter); err != nil {
+		return err
 	}
-	return nil
+	return t.worker.allowed(ctx, t.worker.limiter)
 }
 
 // age is how long an item has waited while the vendor could be asked about it.

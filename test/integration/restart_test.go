@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -105,6 +106,43 @@ func TestKnownObjectsAreNotEnqueuedAgain(t *testing.T) {
 		t.Errorf("%d objects are there twice after %d kills", twice, kills)
 	}
 	t.Logf("%d objects came twice after %d kills", twice, kills)
+}
+
+// With one item that fails, SIGTERM repeats nothing whose success was answered: neither older states behind it, nor what the queue has accepted.
+func TestStopRepeatsNothing(t *testing.T) {
+	s, v, d := newClub(t, sandbox.Config{QueueDelay: time.Hour}, quick)
+	fault := v.fault(t, sandbox.Fault{Kind: sandbox.Status, Status: http.StatusInternalServerError, Contains: "user700@"})
+	d.start()
+	d.ready()
+	const users = 1445
+	insertUsers(t, s, 1, users, "first")
+	s.exec(t, `update users set cpf = planted_cpf(id + 50000), note = 'second', version = nextval('versions') where id <> 700 and id % 3 = 0`)
+	for i := range 3 {
+		id := 2000 + 100*i
+		insertUsers(t, s, id, id+99, "more")
+		d.wait("the sinks to go on behind the item that fails", func() (bool, string) {
+			crm, queue := v.Accepted("stopchurn"), v.Accepted("fanbase_queue")
+			return crm >= users && queue >= users, fmt.Sprint(crm, queue)
+		})
+		start := time.Now()
+		d.stop()
+		t.Logf("stopped within %v", time.Since(start).Round(time.Millisecond))
+		d.start()
+		d.ready()
+	}
+	v.ClearFaults(fault)
+	d.wait("the item that failed", func() (bool, string) {
+		items := v.Received(sandbox.Filter{Endpoint: "stopchurn", Key: "700"})
+		return len(items) > 0, fmt.Sprintf("%+v", d.sink(t, "crm"))
+	})
+	seen := make(map[string]bool)
+	for _, item := range v.Received(sandbox.Filter{}) {
+		id := fmt.Sprint(item.Endpoint, item.Op, item.Key, string(item.Body))
+		if seen[id] {
+			t.Errorf("sent again: %s", id)
+		}
+		seen[id] = true
+	}
 }
 
 func TestPauseOutlivesARestart(t *testing.T) {

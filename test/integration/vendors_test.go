@@ -611,7 +611,7 @@ func vendorKey(l letter) string {
 	case "tiers":
 		return *l.row()["fan_id"]
 	}
-	return l.Key
+	return l.Key[strings.LastIndexByte(l.Key, ',')+1:] // brand, table, id
 }
 
 // comparisons reads each kind of record from source and vendor in one form.
@@ -644,7 +644,7 @@ func compareClub(tb testing.TB, s *source, v *vendor, letters []letter) {
 	for _, l := range open(letters) {
 		key := l.Sink + " " + vendorKey(l)
 		if l.Sink == "crm" {
-			key = "crm " + strings.TrimPrefix(l.Table, "public.") + " " + l.Key
+			key = "crm " + strings.TrimPrefix(l.Table, "public.") + " " + vendorKey(l)
 		}
 		for _, side := range []map[string]string{want, got} {
 			maps.DeleteFunc(side, func(k, _ string) bool { return k == key || strings.HasPrefix(k, key+" ") })
