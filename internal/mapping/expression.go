@@ -57,6 +57,7 @@ type ref struct {
 // expression is a compiled expression.
 type expression struct {
 	program *vm.Program
+	meter   *meter // of the run, which is one at a time
 	refs    []ref
 	typ     reflect.Type // nil when it is only known when it runs
 	// whole is the only reference when the expression is nothing but a column or a lookup, which is then rendered straight from its text.
@@ -108,17 +109,21 @@ func compileWritten(source string, sc scope, config *conf.Config) (*expression, 
 	o := overloads{}
 	ast.Walk(&tree.Node, &o)
 	o.forget()
+	used := &meter{}
+	config.Functions = used.functions(&tree.Node)
 	if _, err := checker.Check(tree, config); err != nil {
 		return nil, []mistake{mistakeOf(err)}
 	}
+	e := &expression{meter: used, refs: r.refs, typ: known(tree.Node)}
+	if id, ok := tree.Node.(*ast.IdentifierNode); ok && len(r.refs) == 1 && r.refs[0].name == id.Value {
+		e.whole = &r.refs[0]
+	}
+	stepped(&tree.Node)
 	program, err := compiler.Compile(tree, config)
 	if err != nil {
 		return nil, []mistake{mistakeOf(err)}
 	}
-	e := &expression{program: program, refs: r.refs, typ: known(tree.Node)}
-	if id, ok := tree.Node.(*ast.IdentifierNode); ok && len(r.refs) == 1 && r.refs[0].name == id.Value {
-		e.whole = &r.refs[0]
-	}
+	e.program = program
 	return e, nil
 }
 

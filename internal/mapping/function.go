@@ -69,7 +69,7 @@ var functions = []function{
 	{
 		Function{"base64", "base64(text)", "Standard base64 of the text's bytes.", `base64("abc")`, `"YWJj"`},
 		textToText, false,
-		onText(func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }),
+		base64Text,
 	},
 	{
 		Function{"replace", "replace(text, old, new)", "Every old replaced by new.", `replace("a-b-c", "-", "")`, `"abc"`},
@@ -267,6 +267,17 @@ func hashSHA256(args []any) (any, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
+func base64Text(args []any) (any, error) {
+	s, ok := args[0].(string)
+	switch {
+	case !ok:
+		return nil, wants("string", args[0])
+	case base64.StdEncoding.EncodedLen(len(s)) > largestValue:
+		return nil, errLargeValue
+	}
+	return base64.StdEncoding.EncodeToString([]byte(s)), nil
+}
+
 // texts are the arguments when all are strings.
 func texts(args []any) ([]string, error) {
 	all := make([]string, len(args))
@@ -285,6 +296,9 @@ func replaceText(args []any) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if replaced(s[0], s[1], s[2]) > largestValue {
+		return nil, errLargeValue
+	}
 	return strings.ReplaceAll(s[0], s[1], s[2]), nil
 }
 
@@ -292,6 +306,9 @@ func splitText(args []any) (any, error) {
 	s, err := texts(args)
 	if err != nil {
 		return nil, err
+	}
+	if strings.Count(s[0], s[1]) >= mostElements {
+		return nil, errManyElements
 	}
 	parts := []any{}
 	for part := range strings.SplitSeq(s[0], s[1]) {
@@ -307,6 +324,7 @@ func joinTexts(args []any) (any, error) {
 		return nil, failure("a list and a string are wanted")
 	}
 	var parts []string
+	size := 0
 	for _, v := range list {
 		if v == nil {
 			continue
@@ -314,6 +332,9 @@ func joinTexts(args []any) (any, error) {
 		s, err := textOf(v)
 		if err != nil {
 			return nil, err
+		}
+		if size += len(s) + len(separator); size > largestValue {
+			return nil, errLargeValue
 		}
 		parts = append(parts, s)
 	}
@@ -427,6 +448,9 @@ func parseJSONText(args []any) (any, error) {
 
 // decodeJSON reads JSON with the digits of its numbers kept.
 func decodeJSON(text []byte) (any, error) {
+	if tooManyElements(text) {
+		return nil, errManyElements
+	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
 	var v any

@@ -82,6 +82,7 @@ func (m *machine) run(e *expression, r *row) (any, *RejectError) {
 		m.env[rf.name] = v
 		m.loaded[rf.slot] = m.row
 	}
+	e.meter.reset()
 	v, err := m.vm.Run(e.program, m.env)
 	if err != nil {
 		return nil, &RejectError{Reason: m.explain(e, err)}
@@ -229,6 +230,9 @@ func (m *machine) explain(e *expression, err error) string {
 	own, isOwn := errors.AsType[failure](cause)
 	if isOwn && own != errNullOperand {
 		return "cannot be computed: " + cause.Error()
+	}
+	if strings.Contains(err.Error(), "memory budget exceeded") { // the language's own lists, of 1,000,000 elements by default
+		return "cannot be computed: " + errManyElements.Error()
 	}
 	var null []string
 	var substitute string

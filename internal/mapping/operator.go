@@ -167,6 +167,9 @@ func operate(op string, a, b any) (any, error) {
 	if op == "+" {
 		if x, ok := a.(string); ok {
 			if y, ok := b.(string); ok {
+				if len(x)+len(y) > largestValue {
+					return nil, errLargeValue
+				}
 				return x + y, nil
 			}
 		}

@@ -26,6 +26,7 @@ type writer struct {
 	dst   []byte
 	times shape.Times
 	path  []byte
+	limit int // of dst, set by the first value
 
 	withdraw bool // every flag is false
 }
@@ -47,12 +48,26 @@ func (w *writer) value(v any, n *shape.Node) error {
 	case map[string]any:
 		return w.object(v, n)
 	}
+	if err := w.room(v); err != nil {
+		return err
+	}
 	start := len(w.dst)
 	if err := w.scalar(v, n); err != nil {
 		return err
 	}
 	if err := shape.CheckScalar(n, w.dst[start:]); err != nil {
 		return w.invalid(err.Error())
+	}
+	return nil
+}
+
+// room refuses a value that makes what is rendered too large: a list may hold the same text a million times.
+func (w *writer) room(v any) error {
+	if w.limit == 0 {
+		w.limit = len(w.dst) + largestValue
+	}
+	if s, ok := v.(string); len(w.dst) > w.limit || ok && len(w.dst)+len(s) > w.limit {
+		return w.invalid("would be larger than 64 MiB")
 	}
 	return nil
 }

@@ -11,9 +11,9 @@ import (
 )
 
 // ownEncoding is an expression: the encoding that a connection asks for. It is the database's, so that the server converts nothing, where
-// cdc.Charset knows it.
-const ownEncoding = `case when current_setting('server_encoding') in ('EUC_TW', 'EUC_JIS_2004', 'MULE_INTERNAL') then 'UTF8'
-	else current_setting('server_encoding') end`
+// cdc.Charset knows it. It is evaluated under any search_path.
+const ownEncoding = `case when pg_catalog.current_setting('server_encoding') operator(pg_catalog.=) any (array['EUC_TW', 'EUC_JIS_2004', 'MULE_INTERNAL'])
+	then 'UTF8' else pg_catalog.current_setting('server_encoding') end`
 
 // charsetOf is that of the database which a connection leads to.
 func charsetOf(conn *pgconn.PgConn) *cdc.Charset {

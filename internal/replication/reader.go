@@ -34,7 +34,8 @@ type Reader struct {
 	pool        *pgxpool.Pool
 	publication string
 	patience    time.Duration // for one question
-	pins        string        // what each transaction begins with
+	pins        string        // what each transaction of our own begins with
+	lookupPins  string        // what a lookup's begins with: the same, but for the role's own search_path
 	pooled      atomic.Bool   // a pooler is in the way, which takes no parameters
 
 	mu    sync.Mutex // held over no I/O
@@ -76,13 +77,18 @@ func NewReader(ctx context.Context, url string, opts ReaderOptions) (*Reader, er
 	}
 	r := &Reader{
 		publication: opts.Publication, patience: opts.StatementTimeout + readerSlack, types: make(map[uint32]*cdc.Type),
-		pins: pinTransaction(cfg.ConnConfig.RuntimeParams, opts.StatementTimeout.Milliseconds()),
+		pins:       pinTransaction(cfg.ConnConfig.RuntimeParams, opts.StatementTimeout.Milliseconds(), true),
+		lookupPins: pinTransaction(cfg.ConnConfig.RuntimeParams, opts.StatementTimeout.Milliseconds(), false),
 	}
+	path, chosen := cfg.ConnConfig.RuntimeParams[searchPath]
 	cfg.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
 		if r.pooled.Load() {
 			return nil
 		}
 		pin(c.RuntimeParams)
+		if delete(c.RuntimeParams, searchPath); chosen { // lookups have it, and our own transactions set theirs
+			c.RuntimeParams[searchPath] = path
+		}
 		c.RuntimeParams["statement_timeout"] = strconv.FormatInt(opts.StatementTimeout.Milliseconds(), 10)
 		return nil
 	}
@@ -146,7 +152,7 @@ func (r *Reader) Rows(ctx context.Context, rel *cdc.Relation, columns []int, key
 			present = append(present, i)
 		}
 	}
-	found, err := r.read(ctx, table.rowsSQL(rel, columns, present), transpose(keys), xids)
+	found, err := r.read(ctx, r.pins, table.rowsSQL(rel, columns, present), transpose(keys), xids)
 	if err != nil {
 		return nil, fmt.Errorf("read back %s: %w", rel, err)
 	}
@@ -326,7 +332,7 @@ func (r *Reader) Lookup(ctx context.Context, sql string, keys []string, xids []u
 	var found found
 	for known := false; !known; {
 		var err error
-		if found, err = r.read(ctx, sql, [][]string{keys}, xids); err != nil {
+		if found, err = r.read(ctx, r.lookupPins, sql, [][]string{keys}, xids); err != nil {
 			return LookupResult{}, fmt.Errorf("lookup: %w", err)
 		}
 		if len(found.fields) == 0 {
@@ -405,13 +411,13 @@ type found struct {
 }
 
 // read runs a query with an array of text for each parameter and text results, again and again until its snapshot sees all of xids.
-func (r *Reader) read(ctx context.Context, sql string, keys [][]string, xids []uint32) (found, error) {
+func (r *Reader) read(ctx context.Context, pins, sql string, keys [][]string, xids []uint32) (found, error) {
 	const (
 		first   = time.Millisecond
 		longest = 100 * time.Millisecond
 	)
 	for wait := first; ; wait = min(2*wait, longest) {
-		result, seen, err := r.readOnce(ctx, sql, keys, xids)
+		result, seen, err := r.readOnce(ctx, pins, sql, keys, xids)
 		if err != nil || seen {
 			return result, withoutRow(err)
 		}
@@ -443,7 +449,7 @@ func (r *Reader) ask(ctx context.Context, fn func(querier) error) error {
 }
 
 // readOnce sends all that it takes in one go: a transaction whose snapshot serves both questions.
-func (r *Reader) readOnce(ctx context.Context, sql string, keys [][]string, xids []uint32) (result found, seen bool, err error) {
+func (r *Reader) readOnce(ctx context.Context, pins, sql string, keys [][]string, xids []uint32) (result found, seen bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
 	conn, err := r.acquire(ctx)
@@ -458,7 +464,7 @@ func (r *Reader) readOnce(ctx context.Context, sql string, keys [][]string, xids
 	}
 	pipe := conn.Conn().PgConn().StartPipeline(ctx)
 	pipe.SendQueryParams(beginReading, nil, nil, nil, nil)
-	pipe.SendQueryParams("select pg_current_snapshot()::text, pg_is_in_recovery()::text, "+r.pins, nil, nil, nil, nil)
+	pipe.SendQueryParams("select pg_catalog.pg_current_snapshot()::pg_catalog.text, pg_catalog.pg_is_in_recovery()::pg_catalog.text, "+pins, nil, nil, nil, nil)
 	pipe.SendQueryParams(sql, arrayLiterals(charset, keys), nil, nil, nil)
 	pipe.SendQueryParams("commit", nil, nil, nil, nil)
 	if err := pipe.Sync(); err != nil {

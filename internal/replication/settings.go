@@ -31,6 +31,7 @@ var pinned = map[string]string{
 	"backslash_quote":             "safe_encoding",
 	"transform_null_equals":       "off",
 	"quote_all_identifiers":       "off",
+	searchPath:                    "pg_catalog, pg_temp", // whoever may create in a schema of the role's path would run code as the role (CVE-2018-1058)
 	"plan_cache_mode":             "auto",
 	"gin_fuzzy_search_limit":      "0", // it would leave rows out
 	// What a transaction may do.
@@ -47,6 +48,7 @@ var pinned = map[string]string{
 
 const (
 	applicationName = "cdcsync"
+	searchPath      = "search_path"
 	// witness is a parameter of ours that a server takes as it takes the others, and that a pooler which drops parameters drops.
 	witness = "cdcsync.pinned"
 	// transactionTimeout is known from Postgres 17 on; an older server refuses a connection that names it.
@@ -74,8 +76,8 @@ func choosesRole(params map[string]string) bool {
 // settle finishes what the start of an ordinary connection could not: a setting that not every server knows, and the encoding. It refuses a connection whose
 // parameters were dropped on the way.
 func settle(ctx context.Context, conn *pgconn.PgConn) error {
-	results, err := conn.Exec(ctx, "select current_setting('"+witness+"', true), "+setTransactionTimeout(false)+
-		", set_config('client_encoding', "+ownEncoding+", false)").ReadAll()
+	results, err := conn.Exec(ctx, "select pg_catalog.current_setting('"+witness+"', true), "+setTransactionTimeout(false)+
+		", pg_catalog.set_config('client_encoding', "+ownEncoding+", false)").ReadAll()
 	if err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
@@ -92,7 +94,7 @@ const poolerSolution = "let source.url name the server itself, since replication
 
 // setTransactionTimeout is an expression that switches the time-out off where there is one.
 func setTransactionTimeout(local bool) string {
-	return fmt.Sprintf("set_config(case when current_setting('%[1]s', true) is null then 'cdcsync.unknown' else '%[1]s' end, '0', %[2]v)", transactionTimeout, local)
+	return fmt.Sprintf("pg_catalog.set_config(case when pg_catalog.current_setting('%[1]s', true) is null then 'cdcsync.unknown' else '%[1]s' end, '0', %[2]v)", transactionTimeout, local)
 }
 
 // knowsTransactionTimeout reports whether the server that a connection leads to has the setting.
@@ -107,9 +109,12 @@ func knowsTransactionTimeout(conn *pgx.Conn) bool {
 }
 
 // pinTransaction is a list of expressions that pin the settings within the transaction that evaluates it. So they hold through a pooler, which
-// drops parameters, or gives every transaction another session.
-func pinTransaction(params map[string]string, statementTimeout int64) string {
+// drops parameters, or gives every transaction another session. A user's own query (ours is false) has the role's search_path.
+func pinTransaction(params map[string]string, statementTimeout int64, ours bool) string {
 	settings := maps.Clone(pinned)
+	if !ours {
+		delete(settings, searchPath)
+	}
 	settings["statement_timeout"] = strconv.FormatInt(statementTimeout, 10)
 	if !choosesRole(params) {
 		settings["role"] = "none"
@@ -121,7 +126,7 @@ func pinTransaction(params map[string]string, statementTimeout int64) string {
 		if name == "client_encoding" {
 			value = ownEncoding
 		}
-		list = append(list, fmt.Sprintf("set_config('%s', %s, true)", name, value))
+		list = append(list, fmt.Sprintf("pg_catalog.set_config('%s', %s, true)", name, value))
 	}
 	return strings.Join(append(list, setTransactionTimeout(true)), ", ")
 }

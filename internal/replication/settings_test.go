@@ -88,6 +88,14 @@ func (l *live) spoil(whose string) string {
 // everything is what arrives of table v on every way, by the way.
 func (l *live) everything() map[string][]string {
 	l.t.Helper()
+	seen := l.captured()
+	l.asks(l.cfg.URL, seen)
+	return seen
+}
+
+// captured is what the stream, a backfill and an export give of table v.
+func (l *live) captured() map[string][]string {
+	l.t.Helper()
 	seen := make(map[string][]string)
 	b := l.backfills(&memStore{})
 	b.fixed = 7
@@ -110,7 +118,6 @@ func (l *live) everything() map[string][]string {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	l.asks(l.cfg.URL, seen)
 	return seen
 }
 
@@ -151,7 +158,7 @@ func shownRow(row []cdc.Value) string {
 // recovers makes a slot anew that was dropped, and streams from it.
 func (l *live) recovers() {
 	l.t.Helper()
-	l.exec("select pg_drop_replication_slot($1)", l.cfg.Slot)
+	l.exec("select pg_catalog.pg_drop_replication_slot($1)", l.cfg.Slot)
 	r, err := OpenRecovery(l.ctx, l.cfg, l.log, slog.New(slog.NewTextHandler(l.t.Output(), nil)))
 	if err != nil {
 		l.t.Fatal(err)
