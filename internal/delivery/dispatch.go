@@ -159,7 +159,7 @@ func (d *dispatcher) run(ctx context.Context, stored <-chan Block) error {
 
 // stop keeps the sink blocked; what is in the lanes is still delivered, and dead letters are not retried.
 func (d *dispatcher) stop(ctx context.Context, fatal *fatalError) error {
-	d.worker.gate.troubled(trouble{name: "dispatch", blocks: true, final: true, reason: fatal.Error()})
+	d.worker.gate.troubled(trouble{name: "dispatch", blocks: true, final: true, reason: fatal.Error(), logged: logged(fatal)})
 	defer pulse.Rest(ctx)()
 	for {
 		select {

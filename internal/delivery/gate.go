@@ -105,6 +105,7 @@ const (
 type failure struct {
 	reason string
 	answer string // how the vendor's answer begins: for operators, not for logs
+	logged string // what a log may hold of the reason
 	next   time.Time
 }
 
@@ -117,6 +118,7 @@ type trouble struct {
 
 	reason string
 	answer string
+	logged string
 	next   time.Time
 }
 
@@ -285,7 +287,7 @@ func (g *gate) failed(t ticket, d time.Duration, e *sinks.RequestError) {
 func (g *gate) bad(t ticket, e *sinks.RequestError) {
 	g.badSeq = max(g.badSeq, t.seq)
 	g.consecutive++
-	g.last = failure{reason: e.Error(), answer: e.Answer}
+	g.last = failure{reason: e.Error(), answer: e.Answer, logged: e.Logged()}
 }
 
 // spared records a failed request whose items are suspected: it says nothing about the vendor.
@@ -407,16 +409,16 @@ func (g *gate) cut(factor float64, took time.Duration) {
 }
 
 // backOff says until when a lane waits after its n-th failure in a row; n = 0 ends it.
-func (g *gate) backOff(lane, n int, after time.Duration, reason, answer string) time.Time {
+func (g *gate) backOff(lane, n int, after time.Duration, why failure) time.Time {
 	g.mu.Lock()
 	defer g.unlock()
 	if n == 0 {
 		delete(g.failing, lane)
 		return time.Time{}
 	}
-	next := time.Now().Add(max(min(after, g.maxWait), g.retry.Delay(n)))
-	g.failing[lane] = failure{reason: reason, answer: answer, next: next}
-	return next
+	why.next = time.Now().Add(max(min(after, g.maxWait), g.retry.Delay(n)))
+	g.failing[lane] = why
+	return why.next
 }
 
 func (g *gate) pause(p Pause) {
@@ -514,7 +516,7 @@ func (g *gate) publish() {
 	case StateHalted: // the words are ours
 		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", reason)
 	case StateRetrying, StateBlocked:
-		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", sinks.Masked(reason))
+		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", why.logged)
 	}
 }
 
@@ -533,9 +535,9 @@ func (g *gate) assess() (State, failure) {
 	var minor failure
 	for _, t := range g.troubles {
 		if t.blocks {
-			return StateBlocked, failure{reason: t.reason, answer: t.answer}
+			return StateBlocked, failure{reason: t.reason, answer: t.answer, logged: t.logged}
 		}
-		minor = failure{reason: t.reason, answer: t.answer}
+		minor = failure{reason: t.reason, answer: t.answer, logged: t.logged}
 	}
 	switch {
 	case g.circuit == circuitBlocked:
@@ -626,7 +628,7 @@ func (w *Worker) insist(ctx context.Context, t trouble, fn func(context.Context)
 		}
 		delay := w.cfg.Retry.Delay(n)
 		failed := t
-		failed.reason, failed.next = t.what+": "+err.Error(), time.Now().Add(delay)
+		failed.reason, failed.logged, failed.next = t.what+": "+err.Error(), t.what+": "+logged(err), time.Now().Add(delay)
 		w.gate.troubled(failed)
 		if err := pause(ctx, delay, w.draining.Done()); err != nil {
 			return err
@@ -635,4 +637,12 @@ func (w *Worker) insist(ctx context.Context, t trouble, fn func(context.Context)
 			return errStopped
 		}
 	}
+}
+
+// logged is what a log may hold of an error.
+func logged(err error) string {
+	if failed, ok := errors.AsType[*sinks.RequestError](err); ok {
+		return failed.Logged()
+	}
+	return sinks.Masked(err.Error()) // ours, Postgres's without a row, or the network's
 }

@@ -49,6 +49,7 @@ type heldKey struct {
 	proven  bool // the vendor takes others, so that it is the item's fault
 	reason  string
 	answer  string
+	logged  string
 }
 
 // HeldItem is an item that fails alone while its lane goes on.
@@ -316,7 +317,7 @@ func (l *lane) heldFailed(ctx context.Context, k *heldKey, failed *sinks.Request
 func (k *heldKey) failed(w *Worker, failed *sinks.RequestError, suspect bool) {
 	now := time.Now()
 	k.tries++
-	k.reason, k.answer = failed.Error(), failed.Answer
+	k.reason, k.answer, k.logged = failed.Error(), failed.Answer, failed.Logged()
 	k.proven = suspect
 	if suspect && w.gate.takes() {
 		if k.counted++; k.counted > 1 {
@@ -354,7 +355,7 @@ func (l *lane) showHeld() {
 		}
 		keys++
 		if !k.proven {
-			unproven = failure{reason: k.reason, answer: k.answer, next: k.next}
+			unproven = failure{reason: k.reason, answer: k.answer, logged: k.logged, next: k.next}
 		}
 		if len(shown) == heldShown {
 			continue

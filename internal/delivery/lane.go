@@ -318,7 +318,7 @@ func (l *lane) reject(ctx context.Context, b *batch, part []int32, failed *sinks
 func (l *lane) again(b *batch, items []int32, failed *sinks.RequestError) {
 	l.failures++
 	l.failedAt = time.Now()
-	l.retryAt = l.worker.gate.backOff(l.number, l.failures, failed.After, failed.Error(), failed.Answer)
+	l.retryAt = l.worker.gate.backOff(l.number, l.failures, failed.After, failure{reason: failed.Error(), answer: failed.Answer, logged: failed.Logged()})
 	l.worker.countItems(b, items, outcomeRetried)
 }
 
@@ -385,16 +385,16 @@ func (l *lane) separate(b *batch, items []int32) {
 
 func (l *lane) recovered() {
 	if l.failures > 0 {
-		l.failures, l.retryAt = 0, l.worker.gate.backOff(l.number, 0, 0, "", "")
+		l.failures, l.retryAt = 0, l.worker.gate.backOff(l.number, 0, 0, failure{})
 	}
 }
 
-// note logs what a vendor remarks on items. The words are masked, since they may quote the row.
+// note logs that a vendor remarks on items, without the words: they may quote the row.
 func (l *lane) note(b *batch, part []int32, outcomes []sinks.Outcome) {
 	for n := range outcomes {
 		if o := &outcomes[n]; o.Remark != "" {
 			id := string(b.items[part[n]].appendID(nil))
-			l.worker.log.Warn("vendor remarks on an item", "item", id, "remark", sinks.Masked(o.Remark), "rc", o.Trace)
+			l.worker.log.Warn("vendor remarks on an item", "item", id, "code", sinks.Plain(o.Code), "rc", sinks.Plain(o.Trace))
 		}
 	}
 }

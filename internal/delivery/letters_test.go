@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -142,6 +143,64 @@ func TestLogsHoldNoValues(t *testing.T) {
 		stop()
 		if text := log.String(); strings.Contains(text, "12345678909") || strings.Contains(text, "maria") || strings.Count(text, "\n") != 1 {
 			t.Errorf("an hour of failures gave this log:\n%s", text)
+		}
+	})
+}
+
+// However a vendor quotes a row, in whatever part of its answer, a log has only status, code and trace; the words are for the status.
+func TestLogsHoldNoWordsOfAVendor(t *testing.T) {
+	const planted = "hunter2"
+	for _, words := range []string{
+		"cannot store name=maria pwd=hunter2", "hunter2", `{"password": "hunter2"}`, "name: hunter2\nlevel=ERROR msg=hunter2", "<p>hunter2</p>", "don't take hunter2",
+	} {
+		for what, failed := range map[string]*sinks.RequestError{
+			"transient":    {Class: sinks.ClassTransient, Status: 503, Reason: words, Answer: words},
+			"throttled":    {Class: sinks.ClassThrottled, Status: 429, Reason: words, Answer: words},
+			"unauthorized": {Class: sinks.ClassUnauthorized, Status: 403, Reason: words, Answer: words},
+			"endpoint":     {Class: sinks.ClassEndpoint, Status: 404, Reason: words, Answer: words},
+			"codes":        {Class: sinks.ClassTransient, Status: 500, Code: "pwd=" + words, Trace: "for " + words + "!"},
+			"known codes":  {Class: sinks.ClassTransient, Status: 500, Reason: words, Code: "E17", Trace: "f3a-1"},
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				s := newStore(blockOf(10, row{op: cdc.OpInsert, id: 1, v: 2}))
+				v := &vendor{answer: func(context.Context, []sent) ([]sinks.Outcome, error) { return nil, failed }}
+				deps := testDeps(t, s, v, plainMapping)
+				deps.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+				w := New(testConfig(), deps)
+				stop := running(t, w)
+				time.Sleep(time.Hour)
+				shown := w.Status()
+				stop()
+				text := log.String()
+				if strings.Contains(text, planted) || !strings.Contains(text, strconv.Itoa(failed.Status)) {
+					t.Errorf("%s: %q gave this log:\n%s", what, words, text)
+				}
+				if what == "known codes" && !strings.Contains(text, "code E17") || what == "known codes" && !strings.Contains(text, "rc f3a-1") {
+					t.Errorf("code and trace are not in the log:\n%s", text)
+				}
+				if what == "endpoint" && !strings.Contains(shown.Answer, planted) {
+					t.Errorf("the status has no words: %+v", shown)
+				}
+			})
+		}
+	}
+}
+
+func TestLogsHoldNoRemarks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		s := newStore(blockOf(10, row{op: cdc.OpInsert, id: 1, v: 2}))
+		v := &vendor{answer: func(context.Context, []sent) ([]sinks.Outcome, error) {
+			return []sinks.Outcome{{Status: sinks.Delivered, Remark: "stored without pwd=hunter2", Trace: "t-1", Code: "of hunter2"}}, nil
+		}}
+		deps := testDeps(t, s, v, plainMapping)
+		deps.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		stop := running(t, New(testConfig(), deps))
+		time.Sleep(time.Minute)
+		stop()
+		if text := log.String(); strings.Contains(text, "hunter2") || !strings.Contains(text, "rc=t-1") {
+			t.Errorf("a remark gave this log:\n%s", text)
 		}
 	})
 }

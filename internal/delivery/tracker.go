@@ -556,7 +556,7 @@ func (t *tracker) heard(c *confirmation, err error) (undecided bool) {
 	}
 	const what = "confirm accepted items"
 	t.worker.gate.troubled(trouble{
-		name: "confirm", what: what, reason: what + ": " + failed.Error(), answer: failed.Answer, next: t.unanswered(after),
+		name: "confirm", what: what, reason: what + ": " + failed.Error(), logged: what + ": " + failed.Logged(), answer: failed.Answer, next: t.unanswered(after),
 		blocks: failed.Class == sinks.ClassUnauthorized || failed.Class == sinks.ClassEndpoint,
 	})
 	return true

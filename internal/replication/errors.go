@@ -81,18 +81,38 @@ func sqlState(err error) (code, message string) {
 // rowError is what the server says of a value in a row: its words may quote it, and rows are in no log.
 type rowError struct{ err *pgconn.PgError }
 
-// withoutRow takes the words of a server that may hold a row's values out of a query's error.
+// withoutRow takes the words of a server out of a query's error, unless they cannot hold a row's values.
 func withoutRow(err error) error {
-	const dataException, raised = "22", "P0" // appendix A of the manual; a function that raises says what it likes
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || !strings.HasPrefix(pgErr.Code, dataException) && !strings.HasPrefix(pgErr.Code, raised) {
+	if _, already := errors.AsType[*rowError](err); !ok || already || quotesNoRow(pgErr) {
 		return err
 	}
 	return &rowError{err: pgErr}
 }
 
+// quotesNoRow knows the errors whose message is constant, or names objects and what stands in the query only. Everything else may quote a value: a cast to
+// regclass does so with the code of an undefined table. A function may raise any code with any words, but then there is a context.
+func quotesNoRow(e *pgconn.PgError) bool {
+	const syntaxOrAccess = "42"
+	if e.Where != "" || len(e.Code) < len(syntaxOrAccess) {
+		return false
+	}
+	if e.Severity == "FATAL" || e.SeverityUnlocalized == "FATAL" { // a refusal to connect, or a session that was ended
+		return true
+	}
+	switch e.Code[:2] { // appendix A of the manual
+	case "08", "40", "53", "57": // connection, rollback, resources, intervention
+		return true
+	case "25": // transaction state, such as a write in a read-only transaction
+		return true
+	case syntaxOrAccess: // only the parser gives a position, and what it quotes is the query
+		return e.Position > 0 || e.Code == codePrivilege && strings.HasPrefix(e.Message, "permission denied for ")
+	}
+	return false
+}
+
 func (e *rowError) Error() string {
-	return fmt.Sprintf("the query fails on a row with SQLSTATE %s; what the server says of it may hold values of the row, and is left out: run the query by hand",
+	return fmt.Sprintf("the query fails on a row, or on its values, with SQLSTATE %s; what the server says of it may hold values of the row, and is left out: run the query by hand",
 		e.err.Code)
 }
 
@@ -154,7 +174,7 @@ func streamError(cfg *Config, err error) error {
 	case code == codeNotInState && strings.Contains(message, "wal_level"):
 		return walLevelError("", err)
 	}
-	return fmt.Errorf("replication: %w", err)
+	return fmt.Errorf("replication: %w", withoutRow(err)) // a publication's row filter fails on a value
 }
 
 // unpublishedError is for a publication that was not there all the time that the slot is to be decoded for.

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -188,6 +189,40 @@ func (e *RequestError) Error() string {
 		text += " (rc " + e.Trace + ")"
 	}
 	return text
+}
+
+// Logged is what a log may hold of the error: none of the vendor's words, which may quote a row, however they are masked.
+func (e *RequestError) Logged() string {
+	if e.Status == 0 && e.Err == nil { // the words are ours, or of an answer that could not be read
+		return "no answer that can be used"
+	}
+	text := "no answer"
+	if e.Status != 0 {
+		text = fmt.Sprintf("status %d %s", e.Status, http.StatusText(e.Status))
+	} else {
+		text += ": " + Masked(e.Reason) // the network's words
+	}
+	if code := Plain(e.Code); code != "" {
+		text += " (code " + code + ")"
+	}
+	if trace := Plain(e.Trace); trace != "" {
+		text += " (rc " + trace + ")"
+	}
+	return text
+}
+
+// Plain is a vendor's code or trace id, or nothing where it is none: a log holds no words of a vendor.
+func Plain(id string) string {
+	const longest = 64
+	if len(id) > longest {
+		return ""
+	}
+	for _, r := range id {
+		if (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && !strings.ContainsRune("-_.:/", r) {
+			return ""
+		}
+	}
+	return id
 }
 
 func (e *RequestError) Unwrap() error { return e.Err }
