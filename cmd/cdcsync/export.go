@@ -184,15 +184,36 @@ func (x *exporter) withSlot(ctx context.Context, cfg *config.Config, templates [
 		return err
 	}
 	if stored || known != nil {
+		if err := forgetExport(ctx, b); err != nil { // it was finished
+			return err
+		}
 		return fmt.Errorf("the buffer in %s belongs to a slot already: export without --with-slot and use a backfill", cfg.Buffer.Dir)
 	}
-	reservation, err := replication.Reserve(ctx, x.source, logger)
+	if err := undoExport(ctx, b, x.source, logger); err != nil {
+		return err
+	}
+	mark, err := newExportMark(x.options.out)
 	if err != nil {
 		return err
 	}
+	reservation, err := replication.Reserve(ctx, x.source, logger, func(ctx context.Context) error { return mark.store(ctx, b) })
+	if err != nil { // the mark may stay: what a slot in the making becomes is not known
+		return err
+	}
 	keep := false
-	defer func() { err = errors.Join(err, reservation.Release(context.WithoutCancel(ctx), keep)) }()
+	defer func() {
+		ctx := context.WithoutCancel(ctx)
+		released := reservation.Release(ctx, keep)
+		if released == nil {
+			released = forgetExport(ctx, b)
+		}
+		err = errors.Join(err, released)
+	}()
 	x.snapshot = reservation.Snapshot
+	x.files.naming = func(names []string) error {
+		mark.Files = names
+		return mark.store(ctx, b)
+	}
 	if err := x.tables(ctx, templates); err != nil {
 		return err
 	}
@@ -206,7 +227,7 @@ func (x *exporter) withSlot(ctx context.Context, cfg *config.Config, templates [
 // table exports one.
 func (x *exporter) table(ctx context.Context, t *mapping.Template) error {
 	spec := replication.BackfillSpec{Table: tableSpec(t.Source.Table), Sinks: []string{t.Source.Sink}, Where: x.options.where}
-	source := replication.BackfillConfig{URL: x.source.URL, Publication: x.source.Publication, Needs: neededColumns([]*mapping.Template{t})}
+	source := replication.BackfillConfig{URL: x.source.URL, Publication: x.source.Publication, Manage: x.source.Manage, Needs: neededColumns([]*mapping.Template{t})}
 	export, err := replication.OpenExport(ctx, source, spec)
 	if err != nil {
 		return err
@@ -351,7 +372,8 @@ type exportFiles struct {
 	split   int64
 	open    map[string]*exportFile // by name without its number
 	written []*exportFile
-	partial []string // that are not renamed yet
+	partial []string                   // that are not renamed yet
+	naming  func(names []string) error // is told before files get their names; nil for nobody
 	line    []byte
 }
 
@@ -385,7 +407,7 @@ func (f *exportFiles) add(body []byte) error {
 		return fmt.Errorf("item of the mapping: %w", err)
 	}
 	f.line = fmt.Appendf(f.line[:0], `{"data":%s,"createdAt":%s,"updatedAt":%s}`, item.Data, item.CreatedAt, item.UpdatedAt)
-	name := fileName(item.TableName) + "-brand-" + fileName(strings.Trim(string(item.BrandID), `"`))
+	name := fileName(item.TableName, "-") + "-brand-" + fileName(strings.Trim(string(item.BrandID), `"`), "")
 	file := f.open[name]
 	const brackets = int64(len(",\n]\n"))
 	if file != nil && file.size+int64(len(f.line))+brackets > f.split {
@@ -407,14 +429,17 @@ func (f *exportFiles) add(body []byte) error {
 	return file.add(f.line)
 }
 
-// fileName keeps what every file system takes.
-func fileName(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' || r == '.' {
-			return r
+// fileName keeps what every file system takes, and those in also, and escapes the rest, so that no two names become one.
+func fileName(s, also string) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || strings.IndexByte(also, c) >= 0 {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
 		}
-		return '-'
-	}, s)
+	}
+	return b.String()
 }
 
 func (f *exportFiles) create(name string, number int) (*exportFile, error) {
@@ -464,6 +489,15 @@ func (f *exportFile) close() error {
 func (f *exportFiles) finish() error {
 	for _, file := range f.written {
 		if err := file.close(); err != nil {
+			return err
+		}
+	}
+	if f.naming != nil {
+		names := make([]string, len(f.written))
+		for i, file := range f.written {
+			names[i] = filepath.Base(file.path)
+		}
+		if err := f.naming(names); err != nil {
 			return err
 		}
 	}

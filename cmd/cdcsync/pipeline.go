@@ -68,6 +68,9 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	if err := refuseUnrecovered(ctx, p.buffer); err != nil {
 		return nil, err
 	}
+	if err := refuseHalfExported(ctx, p.buffer, source, logger); err != nil {
+		return nil, err
+	}
 	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication, Needs: neededColumns(templates), Delivered: p.delivered}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
 	if err != nil {
 		return nil, err

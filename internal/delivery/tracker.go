@@ -120,27 +120,29 @@ func newTracker(w *Worker, confirmer Confirmer, store Tracks) *tracker {
 	}
 }
 
+// load reads first: the mutex is held over no I/O.
 func (t *tracker) load(ctx context.Context) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.due, t.open, t.standing = nil, 0, make(map[string]*standing)
+	var all []*confirmation
 	for item, err := range t.store.Tracked(ctx) {
 		if err != nil {
 			return err
 		}
-		key := letterKey(item.Letter.Mapping, item.Letter.Key)
-		known := t.recalled[key]
-		if strings.HasSuffix(item.Letter.ItemID, suffixRead) {
-			known.read = newer(known.read, item.Letter.Position)
-		} else {
-			known.streamed = newer(known.streamed, item.Letter.Position)
-		}
-		t.recalled[key] = known
 		c := newConfirmation(&item)
 		c.since = time.Now() // while nobody could ask, its time stood still
-		t.due = append(t.due, c)
-		t.stand(key, item.Letter.Position)
-		t.open++
+		all = append(all, c)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.due, t.open, t.standing = all, len(all), make(map[string]*standing)
+	for _, c := range all {
+		known := t.recalled[c.key]
+		if strings.HasSuffix(c.id, suffixRead) {
+			known.read = newer(known.read, c.pos)
+		} else {
+			known.streamed = newer(known.streamed, c.pos)
+		}
+		t.recalled[c.key] = known
+		t.stand(c.key, c.pos)
 	}
 	heap.Init(&t.due)
 	return nil

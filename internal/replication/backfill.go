@@ -20,7 +20,9 @@ import (
 type BackfillConfig struct {
 	URL         string // of the primary, as Config.URL
 	Publication string
-	MaxRow      int64 // as Config.MaxRow
+	// Manage is as in Config: stored generated columns are read although the publication does not send them yet.
+	Manage bool
+	MaxRow int64 // as Config.MaxRow
 	// Needs names the columns of a table that the mappings to some sinks read, so that the role has to read no others; nil for all.
 	Needs func(table Table, sinks []string, rel *cdc.Relation) []string
 	// Delivered gives visit every change of a table that is still known: rows that sinks may have. It reports false, and gives

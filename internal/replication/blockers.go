@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -75,33 +76,59 @@ func slotBlocker(ctx context.Context, q querier, pid uint32) (*blocker, error) {
 }
 
 // watchSlot tells, while create runs, which transaction the new slot waits for, whenever it is another one. pid is that of the backend that makes the slot.
-func watchSlot(ctx context.Context, url string, pid uint32, tell func(*blocker), create func() error) error {
+func watchSlot(ctx context.Context, url string, pid uint32, tell func(*blocker), create func(context.Context) error) error {
+	creating, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	watching, stop := context.WithCancel(ctx)
 	p := pool.New()
 	p.Go(func() {
-		watchBlockers(watching, url, pid, tell)
+		watchBlockers(watching, url, pid, tell, giveUp)
 	})
-	err := create()
+	err := create(creating)
 	stop()
 	p.Wait()
+	if cause := context.Cause(creating); err != nil && errors.Is(cause, errAnswerLost) {
+		return cause
+	}
 	return err
 }
 
-func watchBlockers(ctx context.Context, url string, pid uint32, tell func(*blocker)) {
-	const (
-		first = time.Second // a slot takes milliseconds where nothing is in its way
-		next  = 5 * time.Second
-	)
+// errAnswerLost is for a slot that may have been made, which nobody has heard of.
+var errAnswerLost = errors.New("the server makes the slot no more, and its answer has not come")
+
+// The watch of a slot in the making.
+var (
+	firstWatch = time.Second // a slot takes milliseconds where nothing is in its way
+	nextWatch  = 5 * time.Second
+)
+
+// watchBlockers also ends the wait for an answer that is lost: the time that the server itself needs has no bound.
+func watchBlockers(ctx context.Context, url string, pid uint32, tell func(*blocker), giveUp context.CancelCauseFunc) {
+	const most = 2 // looks in a row that find the process idle, or gone
 	catalog := newCatalog(url)
 	defer catalog.close(ctx)
-	told := ""
-	for wait := first; backoff.Sleep(ctx, wait) == nil; wait = next {
+	told, seen, idle := "", false, 0
+	for wait := firstWatch; backoff.Sleep(ctx, wait) == nil; wait = nextWatch {
 		var b *blocker
+		var active bool
 		err := catalog.with(ctx, func(ctx context.Context, q querier) (err error) {
-			b, err = slotBlocker(ctx, q, pid)
-			return err
+			if b, err = slotBlocker(ctx, q, pid); err != nil {
+				return err
+			}
+			return q.QueryRow(ctx, "select exists (select from pg_stat_activity where pid = $1 and state = 'active')", int32(pid)).Scan(&active)
 		})
-		if err == nil && b != nil && b.xid != told {
+		switch {
+		case err != nil:
+			continue
+		case active:
+			seen, idle = true, 0
+		case seen: // a pooler's process IDs are seen never
+			if idle++; idle >= most {
+				giveUp(errAnswerLost)
+				return
+			}
+		}
+		if b != nil && b.xid != told {
 			told = b.xid
 			tell(b)
 		}

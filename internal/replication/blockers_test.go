@@ -65,7 +65,7 @@ func TestLiveSlotBlockers(t *testing.T) {
 		var log lockedText
 		p := pool.New().WithErrors()
 		p.Go(func() error {
-			r, err := Reserve(l.ctx, l.cfg, slog.New(slog.NewTextHandler(&log, nil)))
+			r, err := Reserve(l.ctx, l.cfg, slog.New(slog.NewTextHandler(&log, nil)), func(context.Context) error { return nil })
 			if err != nil {
 				return err
 			}

@@ -328,8 +328,8 @@ func (r typeRow) kind() cdc.TypeKind {
 }
 
 // loadRelation reads a table as the stream of the publication would announce it now, but for a list of columns that the
-// publication may have. It returns nil when there is no such table.
-func loadRelation(ctx context.Context, q querier, publication, schema, name string) (*cdc.Relation, error) {
+// publication may have. Once cdcsync has managed it, it sends stored generated columns. It returns nil when there is no such table.
+func loadRelation(ctx context.Context, q querier, publication string, managed bool, schema, name string) (*cdc.Relation, error) {
 	rel := &cdc.Relation{Schema: schema, Name: name, Encoding: encodingOf(q)}
 	var identity string
 	err := q.QueryRow(ctx, `
@@ -342,7 +342,7 @@ func loadRelation(ctx context.Context, q querier, publication, schema, name stri
 		return nil, err
 	}
 	rel.Identity = identity[0]
-	if rel.Columns, err = loadColumns(ctx, q, publication, rel); err != nil {
+	if rel.Columns, err = loadColumns(ctx, q, publication, managed, rel); err != nil {
 		return nil, err
 	}
 	if err := resolveTypes(ctx, q, rel); err != nil {
@@ -353,16 +353,16 @@ func loadRelation(ctx context.Context, q querier, publication, schema, name stri
 }
 
 // loadColumns leaves out the generated columns that the publication does not send; before Postgres 18 that is all of them.
-func loadColumns(ctx context.Context, q querier, publication string, rel *cdc.Relation) ([]cdc.Column, error) {
+func loadColumns(ctx context.Context, q querier, publication string, managed bool, rel *cdc.Relation) ([]cdc.Column, error) {
 	rows, err := q.Query(ctx, `
 		select a.attname, a.atttypid, a.atttypmod,
 			$2 = 'f' or exists (select 1 from pg_index x where x.indrelid = a.attrelid and a.attnum = any(x.indkey)
 				and case $2 when 'd' then x.indisprimary when 'i' then x.indisreplident end)
 		from pg_attribute a
 		where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and (a.attgenerated = ''
-			or current_setting('server_version_num')::int >= $3 and exists (select 1 from pg_publication_tables t
-				where t.pubname = $4 and t.schemaname = $5 and t.tablename = $6 and to_jsonb(t) -> 'attnames' ? a.attname::text))
-		order by a.attnum`, rel.OID, string(rel.Identity), publishesGenerated, publication, rel.Schema, rel.Name)
+			or current_setting('server_version_num')::int >= $3 and ($7 and a.attgenerated = 's' or exists (select 1 from pg_publication_tables t
+				where t.pubname = $4 and t.schemaname = $5 and t.tablename = $6 and to_jsonb(t) -> 'attnames' ? a.attname::text)))
+		order by a.attnum`, rel.OID, string(rel.Identity), publishesGenerated, publication, rel.Schema, rel.Name, managed)
 	if err != nil {
 		return nil, err
 	}

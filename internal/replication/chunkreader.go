@@ -26,6 +26,7 @@ type chunkReader struct {
 	table            Table
 	where            string // a boolean expression over the table's columns; empty for all rows
 	maxRow           int
+	manage           bool                         // the publication will be what Config.Manage makes of it
 	whole            bool                         // it is read in one go, so that it needs no order
 	needs            func(*cdc.Relation) []string // columns that mappings read; nil for all
 
@@ -186,7 +187,7 @@ func (q *chunkQueries) encode(charset *cdc.Charset) (err error) {
 // load reads the table's relation and its version, which belong together.
 func (r *chunkReader) load(ctx context.Context) (*cdc.Relation, error) {
 	for {
-		rel, err := loadRelation(ctx, r.catalog, r.publication, r.table.Schema, r.table.Name)
+		rel, err := loadRelation(ctx, r.catalog, r.publication, r.manage, r.table.Schema, r.table.Name)
 		if err != nil || rel == nil {
 			return nil, err
 		}
@@ -196,7 +197,7 @@ func (r *chunkReader) load(ctx context.Context) (*cdc.Relation, error) {
 		if r.alterable = hasComposite(rel); !r.alterable {
 			return rel, nil
 		}
-		again, err := loadRelation(ctx, r.catalog, r.publication, r.table.Schema, r.table.Name)
+		again, err := loadRelation(ctx, r.catalog, r.publication, r.manage, r.table.Schema, r.table.Name)
 		if err != nil || again == nil || bytes.Equal(cdc.AppendRelation(nil, rel), cdc.AppendRelation(nil, again)) {
 			return again, err
 		}
@@ -243,8 +244,14 @@ const chunkVersion = `
 func (r *chunkReader) published(ctx context.Context, rel *cdc.Relation) (filter string, err error) {
 	var columns []string
 	err = r.catalog.QueryRow(ctx, `
-		select array(select jsonb_array_elements_text(nullif(to_jsonb(t) -> 'attnames', 'null'))), coalesce(to_jsonb(t) ->> 'rowfilter', '')
-		from pg_publication_tables t where pubname = $1 and schemaname = $2 and tablename = $3`, r.publication, r.table.Schema, r.table.Name).Scan(&columns, &filter)
+		select array(select jsonb_array_elements_text(nullif(to_jsonb(t) -> 'attnames', 'null'))
+				union select attname::text from pg_attribute where $4 and attrelid = $5 and attgenerated = 's' and not attisdropped
+					and current_setting('server_version_num')::int >= $6 and not exists (
+						select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+						where p.pubname = $1 and r.prrelid = $5 and nullif(to_jsonb(r) -> 'prattrs', 'null') is not null)),
+			coalesce(to_jsonb(t) ->> 'rowfilter', '')
+		from pg_publication_tables t where pubname = $1 and schemaname = $2 and tablename = $3`,
+		r.publication, r.table.Schema, r.table.Name, r.manage, rel.OID, publishesGenerated).Scan(&columns, &filter)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && len(columns) == 0 {
 		return filter, nil
 	}

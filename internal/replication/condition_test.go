@@ -24,7 +24,7 @@ const conditionTable = `
 
 func conditionRelation(t *testing.T, l *live) *cdc.Relation {
 	t.Helper()
-	rel, err := loadRelation(t.Context(), l.conn, "none", "public", "t")
+	rel, err := loadRelation(t.Context(), l.conn, "none", false, "public", "t")
 	if err != nil || rel == nil {
 		t.Fatalf("got %v, %v", rel, err)
 	}

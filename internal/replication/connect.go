@@ -172,7 +172,15 @@ func dialWire(ctx context.Context, url, address string, maxRow int64, transactio
 // reads a table's definition.
 type command struct{ text string }
 
+// row is the answer to a command that waits for nothing.
 func (w *wire) row(ctx context.Context, c command) ([][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, wirePatience)
+	defer cancel()
+	return w.patientRow(ctx, c)
+}
+
+// patientRow waits for as long as ctx does.
+func (w *wire) patientRow(ctx context.Context, c command) ([][]byte, error) {
 	results, err := w.pg.Exec(ctx, c.text).ReadAll()
 	if err != nil {
 		return nil, err
@@ -183,10 +191,14 @@ func (w *wire) row(ctx context.Context, c command) ([][]byte, error) {
 	return results[0].Rows[0], nil
 }
 
-// reserve makes a slot and returns where it begins, and the name of a snapshot that shows exactly what lies before.
-func (w *wire) reserve(ctx context.Context, slot string) (at cdc.LSN, snapshot string, err error) {
-	// The spelling that versions 14 to 18 all read.
-	row, err := w.row(ctx, command{"CREATE_REPLICATION_SLOT " + pgx.Identifier{slot}.Sanitize() + " LOGICAL pgoutput EXPORT_SNAPSHOT"})
+// reserve makes a slot and returns where it begins, and the name of a snapshot that shows exactly what lies before. The server
+// waits for the transactions that are open; watchSlot ends the wait when it has vanished.
+func (w *wire) reserve(ctx context.Context, slot string, failover bool) (at cdc.LSN, snapshot string, err error) {
+	options := "EXPORT_SNAPSHOT" // the spelling that versions 14 to 18 all read
+	if failover {
+		options = "(SNAPSHOT 'export', FAILOVER true)"
+	}
+	row, err := w.patientRow(ctx, command{"CREATE_REPLICATION_SLOT " + pgx.Identifier{slot}.Sanitize() + " LOGICAL pgoutput " + options})
 	if err != nil {
 		return 0, "", err
 	}

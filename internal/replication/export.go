@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/cdcsync/cdcsync/internal/backoff"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 )
 
@@ -21,7 +23,7 @@ type Export struct {
 // OpenExport connects and looks at the table. An *Error says that the table or the condition cannot be.
 func OpenExport(ctx context.Context, cfg BackfillConfig, spec BackfillSpec) (*Export, error) {
 	const largest = 1 << 30 // Postgres's own limit for a row
-	e := &Export{reader: &chunkReader{url: cfg.URL, publication: cfg.Publication, table: spec.Table, where: spec.Where, maxRow: largest, whole: true, needs: cfg.needed(&spec)}}
+	e := &Export{reader: &chunkReader{url: cfg.URL, publication: cfg.Publication, table: spec.Table, where: spec.Where, maxRow: largest, whole: true, needs: cfg.needed(&spec), manage: cfg.Manage}}
 	var err error
 	if e.size, err = e.reader.check(ctx); err != nil {
 		e.reader.close(ctx)
@@ -104,10 +106,13 @@ type Reservation struct {
 	cfg    Config
 	server *server
 	source incarnation
+
+	failover bool // the server can make slots that standbys have, too
 }
 
-// Reserve makes the slot, the publication before it when cfg.Manage says so. The slot must not exist.
-func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservation, err error) {
+// Reserve makes the slot, the publication before it when cfg.Manage says so. The slot must not exist: when that is known, and
+// before anything is made, begin is called.
+func Reserve(ctx context.Context, cfg Config, logger *slog.Logger, begin func(context.Context) error) (_ *Reservation, err error) {
 	server, err := dialServer(ctx, cfg.URL, DefaultMaxRow)
 	if err != nil {
 		return nil, connectError(err, false)
@@ -131,8 +136,12 @@ func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservati
 			Solution: "export without --with-slot, or, if nothing needs the slot: " + dropSlot(cfg.Slot),
 		}
 	}
+	r.failover = sv.version >= hasFailover && !sv.recovering
 	now, err := server.wire.identify(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := begin(ctx); err != nil {
 		return nil, err
 	}
 	r.source.System, r.source.Timeline, r.source.Database = now.id, now.timeline, sv.databaseOID
@@ -147,8 +156,12 @@ func Reserve(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Reservati
 
 func (r *Reservation) create(ctx context.Context, logger *slog.Logger) error {
 	waits := (&Stream{cfg: r.cfg, logger: logger}).slotWaits(ctx)
-	err := watchSlot(ctx, r.cfg.URL, r.server.wire.pg.PID(), waits, func() (err error) {
-		r.source.Created, r.Snapshot, err = r.server.wire.reserve(ctx, r.cfg.Slot)
+	err := watchSlot(ctx, r.cfg.URL, r.server.wire.pg.PID(), waits, func(ctx context.Context) (err error) {
+		r.source.Created, r.Snapshot, err = r.server.wire.reserve(ctx, r.cfg.Slot, r.failover)
+		if r.failover && refusesFailover(err) {
+			logger.WarnContext(ctx, noFailover, "slot", r.cfg.Slot, "err", err)
+			r.source.Created, r.Snapshot, err = r.server.wire.reserve(ctx, r.cfg.Slot, false)
+		}
 		return err
 	})
 	if err != nil {
@@ -174,4 +187,62 @@ func (r *Reservation) Release(ctx context.Context, keep bool) error {
 		return nil
 	}
 	return r.server.wire.drop(ctx, r.cfg.Slot)
+}
+
+// DropReserved drops the slot that a Reservation has left, whose process was killed. existed is false when there is none.
+func DropReserved(ctx context.Context, cfg Config) (existed bool, err error) {
+	const patience, again = 30 * time.Second, 100 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c := newCatalog(cfg.URL)
+	defer c.close(ctx)
+	for {
+		slot, err := slotOf(ctx, c, cfg.Slot)
+		switch {
+		case err != nil:
+			return false, err
+		case slot == nil:
+			return existed, nil
+		case slot.activePID == 0:
+			existed = true
+			err = c.with(ctx, func(ctx context.Context, q querier) error {
+				rows, err := q.Query(ctx, dropSlot(cfg.Slot))
+				if err != nil {
+					return err
+				}
+				rows.Close()
+				return rows.Err()
+			})
+			if code, _ := sqlState(err); err != nil && code != codeObjectInUse {
+				return true, fmt.Errorf("drop slot %s: %w", cfg.Slot, err)
+			}
+		}
+		if err := backoff.Sleep(ctx, again); err != nil && slot.activePID != 0 { // the server has yet to see that the process is gone
+			return true, &Error{
+				Reason:   (&busyError{slot: cfg.Slot, pid: slot.activePID, holder: slot.holder}).Error(),
+				Solution: fmt.Sprintf("wait for it to end, or end it: SELECT pg_terminate_backend(%d)", slot.activePID),
+			}
+		}
+	}
+}
+
+// HasSlot reports whether the source has the slot.
+func HasSlot(ctx context.Context, cfg Config) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectPatience)
+	defer cancel()
+	c := newCatalog(cfg.URL)
+	defer c.close(ctx)
+	slot, err := slotOf(ctx, c, cfg.Slot)
+	return slot != nil, err
+}
+
+func slotOf(ctx context.Context, c *catalog, name string) (slot *slotFacts, err error) {
+	err = c.with(ctx, func(ctx context.Context, q querier) (err error) {
+		slot, err = surveySlot(ctx, q, name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("slot %s: %w", name, err)
+	}
+	return slot, nil
 }

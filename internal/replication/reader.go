@@ -121,7 +121,7 @@ func (r *Reader) Relation(ctx context.Context, schema, name string) (*cdc.Relati
 	defer cancel()
 	var rel *cdc.Relation
 	err := r.ask(ctx, func(q querier) (err error) {
-		rel, err = loadRelation(ctx, q, r.publication, schema, name)
+		rel, err = loadRelation(ctx, q, r.publication, false, schema, name)
 		return err
 	})
 	if err != nil {

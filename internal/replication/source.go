@@ -428,7 +428,7 @@ func (s *Stream) createSlot(ctx context.Context, server *server) (cdc.LSN, error
 	server.patient.setPatience(0)
 	defer server.patient.setPatience(serverPatience)
 	var at string
-	err := watchSlot(ctx, s.cfg.URL, conn.PgConn().PID(), s.slotWaits(ctx), func() (err error) {
+	err := watchSlot(ctx, s.cfg.URL, conn.PgConn().PID(), s.slotWaits(ctx), func(ctx context.Context) (err error) {
 		at, err = s.makeSlot(ctx, conn)
 		return err
 	})
@@ -441,7 +441,6 @@ func (s *Stream) createSlot(ctx context.Context, server *server) (cdc.LSN, error
 
 // makeSlot makes the slot so that standbys can have it, too, where the server can do that.
 func (s *Stream) makeSlot(ctx context.Context, conn *pgx.Conn) (at string, err error) {
-	const hasFailover = 170000
 	var version int
 	var recovering bool
 	if err := conn.QueryRow(ctx, "select current_setting('server_version_num')::int, pg_is_in_recovery()").Scan(&version, &recovering); err != nil {
@@ -449,15 +448,23 @@ func (s *Stream) makeSlot(ctx context.Context, conn *pgx.Conn) (at string, err e
 	}
 	if version >= hasFailover && !recovering {
 		err := conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput', failover => true)", s.cfg.Slot).Scan(&at)
-		switch code, _ := sqlState(err); code {
-		case codeFeatureNotSupported, codeInvalidParameter, codeUndefinedFunction:
-			s.logger.WarnContext(ctx, "the server makes no slot with failover: after a promotion the slot will be missing", "slot", s.cfg.Slot, "err", err)
-		default:
+		if !refusesFailover(err) {
 			return at, err
 		}
+		s.logger.WarnContext(ctx, noFailover, "slot", s.cfg.Slot, "err", err)
 	}
 	err = conn.QueryRow(ctx, "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')", s.cfg.Slot).Scan(&at)
 	return at, err
+}
+
+// hasFailover is the first version that can.
+const hasFailover = 170000
+
+const noFailover = "the server makes no slot with failover: after a promotion the slot will be missing"
+
+func refusesFailover(err error) bool {
+	code, _ := sqlState(err)
+	return code == codeFeatureNotSupported || code == codeInvalidParameter || code == codeUndefinedFunction
 }
 
 // slotWaits tells in log and status what a new slot waits for.

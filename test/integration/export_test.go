@@ -138,13 +138,14 @@ func (v *vendor) replay(tb testing.TB, rows map[string]string) {
 	}
 }
 
-// An interrupted export leaves no file that looks whole, and no slot.
+// An interrupted export leaves no file that looks whole, and no slot; what one that was killed leaves is known to run, and to the next.
 func TestExportInterrupted(t *testing.T) {
 	s, v := newSource(t), newVendor(t, sandbox.Config{})
 	s.exec(t, `alter table accounts disable trigger remember; insert into accounts (id, name) select i, 'old ' || i from generate_series(1, 200000) i`)
 	d := newDaemon(t, s.url, v.crm(""))
+	dir := ""
 	for _, signal := range []os.Signal{os.Interrupt, syscall.SIGKILL} {
-		dir := t.TempDir()
+		dir = t.TempDir()
 		cmd := exec.Command(binary, "export", "--config", d.config, "--table", "public.accounts", "--out", dir, "--split", "1MiB", "--with-slot")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -171,5 +172,60 @@ func TestExportInterrupted(t *testing.T) {
 				t.Errorf("%v: left %v and %d slots", signal, left, slots)
 			}
 		}
+	}
+	slots := func() (n int) {
+		s.each(t, `select count(*) from pg_replication_slots where slot_name = '`+slotName(t)+`'`, []any{&n}, func() {})
+		return n
+	}
+	refused := func() {
+		t.Helper()
+		if out, err := d.command("run"); err == nil || !strings.Contains(out, "was not finished") || !strings.Contains(out, "export --with-slot again") {
+			t.Errorf("run: %v\n%s", err, out)
+		}
+	}
+	refused()
+	refused()
+	export := []string{"export", "--table", "public.accounts", "--out", dir, "--with-slot"}
+	if out, err := d.command(export...); err != nil {
+		t.Fatalf("the export again: %v\n%s", err, out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*.partial")); len(left) > 0 || slots() != 1 {
+		t.Errorf("left %v and %d slots", left, slots())
+	}
+	if rows := loaded(t, dir); len(rows) != 200000 {
+		t.Errorf("%d rows in the files", len(rows))
+	}
+	d.start()
+	d.ready()
+}
+
+// An export that is given up, by dropping its slot, is in nobody's way.
+func TestExportGivenUp(t *testing.T) {
+	s, v := newSource(t), newVendor(t, sandbox.Config{})
+	s.exec(t, `alter table accounts disable trigger remember; insert into accounts (id, name) select i, 'old ' || i from generate_series(1, 200000) i`)
+	d := newDaemon(t, s.url, v.crm(""))
+	dir := t.TempDir()
+	cmd := exec.Command(binary, "export", "--config", d.config, "--table", "public.accounts", "--out", dir, "--with-slot")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a file", func() (bool, string) {
+		files, err := filepath.Glob(filepath.Join(dir, "*"))
+		return err == nil && len(files) > 0, fmt.Sprint(files, err)
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	waitFor(t, "the slot to be free", func() (bool, string) {
+		free := 0
+		s.each(t, `select count(*) from pg_replication_slots where not active and slot_name = '`+slotName(t)+`'`, []any{&free}, func() {})
+		return free == 1, fmt.Sprint(free)
+	})
+	s.exec(t, `select pg_drop_replication_slot('`+slotName(t)+`')`)
+	d.start()
+	d.ready()
+	if !strings.Contains(d.log.String(), "export was given up") {
+		t.Error("nothing in the log")
 	}
 }
