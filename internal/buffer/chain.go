@@ -79,6 +79,14 @@ func (b *Buffer) recordHole(ctx context.Context, sink string, h hole) error {
 	return b.SetValue(ctx, name, []byte("recorded"))
 }
 
+// lost records a hole in what the sink reads.
+func (s *Sink) lost(ctx context.Context, h hole) error {
+	if s.onlooker {
+		return nil
+	}
+	return s.b.recordHole(ctx, s.name, h)
+}
+
 // stallAfter is how long a sink reads nothing, although there is something, before it asks why: a replica lags for less.
 const stallAfter = 2 * time.Second
 
@@ -93,7 +101,7 @@ func (s *Sink) stalled(ctx context.Context) error {
 		return err
 	}
 	h := hole{after: s.whole.seq, through: end, since: s.whole.reach, until: reach, what: "the newest blocks are gone from the store"}
-	if err := s.b.recordHole(ctx, s.name, h); err != nil {
+	if err := s.lost(ctx, h); err != nil {
 		return err
 	}
 	s.read, s.fetched, s.parts, s.whole = end, end, assembler{}, link{end, reach}

@@ -75,3 +75,42 @@ func TestGapOpensAgainOnlyWhenMoreIsMissed(t *testing.T) {
 		}
 	}
 }
+
+// Whoever looks through the blocks that are left, for a backfill or a recovery, finds no gap in what was settled and trimmed.
+func TestLookingThroughTheBlocksIsNoGap(t *testing.T) {
+	b := opened(t, Config{Dir: t.TempDir(), Sinks: []string{"crm"}})
+	sink, err := b.Sink(t.Context(), "crm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	for end := cdc.LSN(10); end <= 50; end += 10 {
+		if err := b.Append(t.Context(), block(100, end)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var last Block
+	for range 3 {
+		if last, err = sink.Next(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sink.Settle(last.Seq, 30)
+	deadline := time.Now().Add(30 * time.Second)
+	for b.firstStored() <= last.Seq {
+		if time.Now().After(deadline) {
+			t.Fatalf("the settled blocks are not trimmed: the first is %d, want one behind %d", b.firstStored(), last.Seq)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	b.mu.Lock()
+	b.recent.clear() // they are read from the store
+	b.mu.Unlock()
+	seen := 0
+	if err := b.Retained(t.Context(), func(Block) error { seen++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if gaps := b.Gaps(); seen != 2 || len(gaps) > 0 {
+		t.Errorf("got %d blocks and gaps %v, want 2 blocks and no gap", seen, gaps)
+	}
+}

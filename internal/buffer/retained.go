@@ -12,7 +12,7 @@ func (b *Buffer) Retained(ctx context.Context, visit func(Block) error) error {
 	end := b.stored.end
 	b.mu.Unlock()
 	before := info.State.FirstSeq - 1
-	reader := &Sink{b: b, name: "retained", read: before, fetched: before}
+	reader := &Sink{b: b, name: "retained", onlooker: true, read: before, fetched: before, whole: link{seq: before}}
 	defer reader.Close()
 	for reader.read < end {
 		block, err := reader.Next(ctx)

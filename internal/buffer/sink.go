@@ -19,8 +19,9 @@ type Block struct {
 
 // Sink is the reading end of one sink, with its cursor. Next belongs to one goroutine; the rest is safe for concurrent use.
 type Sink struct {
-	b    *Buffer
-	name string
+	b        *Buffer
+	name     string
+	onlooker bool // it is no sink: what it does not find is a gap of nobody
 
 	read    uint64    // sequence of the last block that Next returned
 	fetched uint64    // sequence of the last message that was read from the stream; owned by Next, as what follows
@@ -198,7 +199,7 @@ func (s *Sink) take(ctx context.Context, m *message) error {
 	}
 	if before.seq > s.whole.seq {
 		h := hole{after: s.whole.seq, through: before.seq, since: s.whole.reach, until: before.reach, what: "blocks are missing from the store, or damaged"}
-		if err := s.b.recordHole(ctx, s.name, h); err != nil {
+		if err := s.lost(ctx, h); err != nil {
 			return err
 		}
 	}
