@@ -10,6 +10,9 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
+
+	"github.com/cdcsync/cdcsync/internal/backoff"
 )
 
 // requireToken refuses an address that others can reach without a token.
@@ -49,6 +52,7 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
+		s.audit(r)
 		next.ServeHTTP(w, r)
 	})
 }
@@ -62,11 +66,30 @@ func (s *Server) admit(r *http.Request) error {
 			Solution: "ask by 127.0.0.1 or localhost, or set admin.token",
 		}
 	case !open && !s.authorized(r):
+		if r.Header.Get("Authorization") != "" {
+			s.wrongToken(r)
+		}
 		return &Error{Kind: KindUnauthorized, Reason: "token missing or wrong", Solution: "send admin.token as Authorization: Bearer"}
 	case r.Method == http.MethodPost && !isJSON(r):
 		return &Error{Kind: KindInvalid, Reason: "a POST needs Content-Type: application/json"}
 	}
 	return nil
+}
+
+// audit records who reads or exports letters and who changes something, without what they hold.
+func (s *Server) audit(r *http.Request) {
+	if r.Method == http.MethodPost || strings.HasPrefix(r.URL.Path, "/api/v1/dead-letters/") {
+		s.logger.Info("admin request", "method", r.Method, "path", r.URL.EscapedPath(), "from", r.RemoteAddr)
+	}
+}
+
+// wrongToken slows a caller down who sends a wrong token, and records one in a while.
+func (s *Server) wrongToken(r *http.Request) {
+	if s.wrongTokens.Allow() {
+		s.logger.Warn("an admin request has a wrong token", "from", r.RemoteAddr)
+	}
+	const pause = 500 * time.Millisecond
+	_ = backoff.Sleep(r.Context(), pause) // it is refused in any case
 }
 
 func hostOf(hostport string) string {

@@ -33,10 +33,10 @@ func TestLiveErrorsQuoteNoValue(t *testing.T) {
 		}
 	}
 	for sql, want := range map[string]string{
-		"select nothing from m where id = any($1)":               `column "nothing" does not exist`,
-		"select id from nowhere where id = any($1)":              `relation "nowhere" does not exist`,
-		"select id frm m where id = any($1)":                     "syntax error",
-		"select id, nofunction(id) from m where id = any($1)":    "function nofunction(text) does not exist",
+		"select nothing from m where id = any($1)":                                  `column "nothing" does not exist`,
+		"select id from nowhere where id = any($1)":                                 `relation "nowhere" does not exist`,
+		"select id frm m where id = any($1)":                                        "syntax error",
+		"select id, nofunction(id) from m where id = any($1)":                       "function nofunction(text) does not exist",
 		"with d as (delete from m where id = any($1) returning id) select * from d": "read-only transaction",
 	} {
 		if _, err := r.Lookup(l.ctx, sql, []string{planted}, nil); err == nil || !strings.Contains(err.Error(), want) {
