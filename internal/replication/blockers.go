@@ -97,7 +97,7 @@ func watchSlot(ctx context.Context, url string, pid uint32, tell func(*blocker),
 var errAnswerLost = errors.New("the server makes the slot no more, and its answer has not come")
 
 // The watch of a slot in the making.
-var (
+const (
 	firstWatch = time.Second // a slot takes milliseconds where nothing is in its way
 	nextWatch  = 5 * time.Second
 )
