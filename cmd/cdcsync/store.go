@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"iter"
+	"time"
 
 	"github.com/cdcsync/cdcsync/internal/buffer"
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -150,6 +151,16 @@ type pauses struct {
 
 func (p pauses) name() string { return "pause/" + p.sink }
 
+func (p pauses) resumedName() string { return "resumed/" + p.sink }
+
+func (p pauses) Resumed(ctx context.Context) (at time.Time, err error) {
+	value, err := p.buffer.Value(ctx, p.resumedName())
+	if err != nil || value == nil {
+		return time.Time{}, err
+	}
+	return at, at.UnmarshalText(value)
+}
+
 func (p pauses) Paused(ctx context.Context) (delivery.Pause, error) {
 	value, err := p.buffer.Value(ctx, p.name())
 	if err != nil || value == nil {
@@ -161,7 +172,11 @@ func (p pauses) Paused(ctx context.Context) (delivery.Pause, error) {
 
 func (p pauses) SetPaused(ctx context.Context, pause delivery.Pause) error {
 	if pause == delivery.PauseNone {
-		return p.buffer.DeleteValue(ctx, p.name())
+		now, err := time.Now().UTC().MarshalText()
+		if err == nil {
+			err = p.buffer.SetValue(ctx, p.resumedName(), now)
+		}
+		return errors.Join(err, p.buffer.DeleteValue(ctx, p.name()))
 	}
 	value, err := json.Marshal(pause)
 	if err != nil {

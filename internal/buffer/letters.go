@@ -29,6 +29,8 @@ type LetterState string
 const (
 	LetterOpen       LetterState = "open"       // waits for an operator
 	LetterSuperseded LetterState = "superseded" // a newer state of its key has been delivered: it is kept to be looked at
+	LetterReplaced   LetterState = "replaced"   // a newer letter of its key tells all that it does
+	LetterUnwanted   LetterState = "unwanted"   // the mapping did not send its row any more when it was retried
 )
 
 // Letter is a dead letter: an item that its vendor, or our own rendering, has rejected.

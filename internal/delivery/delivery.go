@@ -39,7 +39,7 @@ type Config struct {
 	GiveUp time.Duration
 	// Timeout is the sink's own for one request, which the items of a request are adapted to; 0 when it is not known.
 	Timeout time.Duration
-	// DeadLetters is how many letters may be parked since the start or the last Resume; the next one halts the sink. 0: any number.
+	// DeadLetters is of how many keys letters may be parked since the last Resume, over restarts; the next one halts the sink. 0: any number.
 	DeadLetters int
 
 	// BlockedProbe is the time between attempts while the vendor refuses the credentials; 0 means 30 s.
@@ -124,8 +124,10 @@ type Confirmer interface {
 // Pauses remembers over restarts that the sink is paused.
 type Pauses interface {
 	Paused(ctx context.Context) (Pause, error)
-	// SetPaused returns when the pause is stored durably.
+	// SetPaused returns when the pause is stored durably, and with PauseNone the time.
 	SetPaused(ctx context.Context, pause Pause) error
+	// Resumed is when SetPaused was last told PauseNone; zero for never.
+	Resumed(ctx context.Context) (time.Time, error)
 }
 
 // Pause says why a sink is paused.
@@ -324,14 +326,23 @@ func (w *Worker) recall(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		w.gate.pause(pause)
+		resumed, err := w.pauses.Resumed(ctx)
+		if err != nil {
+			return err
+		}
+		if pause != PauseDeadLetters {
+			w.gate.pause(pause)
+		}
 		kept, err := w.blocks.Kept(ctx)
 		if err != nil {
 			return err
 		}
 		w.ledger.recall(kept, w.mappings)
-		if err := w.letters.load(ctx); err != nil {
+		if err := w.letters.load(ctx, resumed); err != nil {
 			return err
+		}
+		if pause == PauseDeadLetters {
+			w.gate.halt(w.letters.mainCauses())
 		}
 		if w.tracker != nil {
 			return w.tracker.load(ctx)

@@ -241,11 +241,12 @@ type store struct {
 	resume   cdc.LSN
 	onSettle func(seq uint64)
 
-	letters map[string]Letter // by ItemID
-	parks   int
-	failing error // of letters, tracks and the pause
-	tracks  map[string]Tracked
-	pause   Pause
+	letters   map[string]Letter // by ItemID
+	parks     int
+	failing   error // of letters, tracks and the pause
+	tracks    map[string]Tracked
+	pause     Pause
+	resumedAt time.Time
 }
 
 func newStore(blocks ...[]byte) *store {
@@ -383,7 +384,16 @@ func (s *store) SetPaused(_ context.Context, p Pause) error {
 		return s.failing
 	}
 	s.pause = p
+	if p == PauseNone {
+		s.resumedAt = time.Now()
+	}
 	return nil
+}
+
+func (s *store) Resumed(context.Context) (time.Time, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.resumedAt, nil
 }
 
 func (s *store) Track(_ context.Context, items []Tracked) error {

@@ -42,6 +42,7 @@ type gate struct {
 	draining bool
 	leaving  bool // no more requests
 	paused   Pause
+	causes   string // of a halt
 
 	inFlight int
 	window   float64 // requests that may be in flight
@@ -448,6 +449,13 @@ func (g *gate) drain() {
 	g.draining = true
 }
 
+// halt pauses the sink since there are too many dead letters, for these causes.
+func (g *gate) halt(causes string) {
+	g.mu.Lock()
+	defer g.unlock()
+	g.causes, g.paused = causes, PauseDeadLetters
+}
+
 // leave allows no more requests.
 func (g *gate) leave() {
 	g.mu.Lock()
@@ -529,7 +537,7 @@ func (g *gate) assess() (State, failure) {
 	case PauseOperator:
 		return StatePaused, failure{reason: "by an operator"}
 	case PauseDeadLetters:
-		return StateHalted, failure{reason: "too many dead letters: see them with `cdcsync dlq list`, mend the cause, then `cdcsync resume`"}
+		return StateHalted, failure{reason: "too many dead letters: " + g.causes + "; see `cdcsync dlq summary`, fix the cause, then `cdcsync resume`"}
 	case PauseNone:
 	}
 	var minor failure

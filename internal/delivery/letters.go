@@ -1,8 +1,11 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -44,6 +47,8 @@ type LetterState string
 const (
 	LetterOpen       LetterState = "open"
 	LetterSuperseded LetterState = "superseded" // a newer state of its key was delivered since
+	LetterReplaced   LetterState = "replaced"   // a newer letter of its key tells all that it does
+	LetterUnwanted   LetterState = "unwanted"   // the mapping did not send its row any more when it was retried
 	LetterDelivered  LetterState = "delivered"  // it was sent again with success: it need not be kept
 )
 
@@ -65,11 +70,12 @@ type letters struct {
 	worker *Worker
 	store  Letters
 
-	mu     sync.Mutex
-	byKey  map[string][]*openLetter // by mapping and key
-	byID   map[string]*openLetter
-	items  map[string]struct{} // their ItemIDs
-	parked int                 // since the start or the last resume, but for those that were there before
+	mu      sync.Mutex
+	byKey   map[string][]*openLetter // by mapping and key
+	byID    map[string]*openLetter
+	items   map[string]struct{} // their ItemIDs
+	counted map[string]struct{} // keys of letters parked since the last resume
+	causes  map[string]int      // why, for the halt's reason
 
 	count atomic.Int64 // of byID, to pass by when there is none
 }
@@ -82,23 +88,83 @@ type openLetter struct {
 	item       []byte // of a Partial sink; nil when it could not be rendered
 	row        string // then: which row it is of
 	attempts   int
-	superseded bool
+	superseded bool // or replaced
 	resending  bool
 	forced     bool
 }
 
 func newLetters(w *Worker, store Letters) *letters {
-	return &letters{worker: w, store: store, byKey: make(map[string][]*openLetter), byID: make(map[string]*openLetter), items: make(map[string]struct{})}
+	return &letters{worker: w, store: store, byKey: make(map[string][]*openLetter), byID: make(map[string]*openLetter), items: make(map[string]struct{}), counted: make(map[string]struct{}), causes: make(map[string]int)}
 }
 
-func (l *letters) load(ctx context.Context) error {
+// load makes the open letters known. Those that were parked since the last resume count towards the limit: a restart allows no more of them.
+func (l *letters) load(ctx context.Context, resumed time.Time) error {
 	for letter, err := range l.store.Open(ctx) {
 		if err != nil {
 			return err
 		}
 		l.learn(&letter)
+		if letter.At.After(resumed) {
+			l.mu.Lock()
+			l.note(&letter)
+			l.mu.Unlock()
+		}
 	}
 	return nil
+}
+
+// note counts a letter's key and cause. Called with mu held.
+func (l *letters) note(letter *Letter) {
+	key := countedKey(letter)
+	if _, known := l.counted[key]; known {
+		return
+	}
+	l.counted[key] = struct{}{}
+	l.causes[Cause(letter.Mapping, letter.Reason, letter.Code, letter.Status, letter.Attempts)]++
+}
+
+// countedKey is what letters of one record have in common; a key that does not tell records apart is as good as none.
+func countedKey(letter *Letter) string {
+	if strings.Contains(letter.Key, keyMark) {
+		return letterKey(letter.Mapping, letter.Key)
+	}
+	return letter.ItemID
+}
+
+// Cause names why letters were parked, the same for all that were for the same reason: mapping, path and reason. It holds no value of a row:
+// what a vendor said is masked, what we say is not.
+func Cause(mapping, reason, code string, status, attempts int) string {
+	if attempts == 0 { // ours
+		return "mapping " + mapping + ": " + strings.TrimPrefix(reason, "mapping "+mapping+": ")
+	}
+	cause := "mapping " + mapping + ": "
+	if status != 0 {
+		cause += fmt.Sprintf("status %d ", status)
+	}
+	if code != "" {
+		cause += "code " + sinks.Masked(code) + " "
+	}
+	const longest = 200
+	words := []rune(sinks.Masked(reason))
+	return cause + string(words[:min(len(words), longest)])
+}
+
+// mainCauses tells the most frequent causes of the letters that count towards the limit.
+func (l *letters) mainCauses() string {
+	const shown = 3
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	causes := slices.SortedFunc(maps.Keys(l.causes), func(a, b string) int {
+		return cmp.Or(cmp.Compare(l.causes[b], l.causes[a]), cmp.Compare(a, b))
+	})
+	var told []string
+	for _, cause := range causes[:min(len(causes), shown)] {
+		told = append(told, fmt.Sprintf("%d × %s", l.causes[cause], cause))
+	}
+	if len(causes) > shown {
+		told = append(told, fmt.Sprintf("%d other causes", len(causes)-shown))
+	}
+	return strings.Join(told, "; ")
 }
 
 // learn makes a parked letter known.
@@ -176,12 +242,49 @@ func (l *letters) park(ctx context.Context, letters []Letter) error {
 				l.learn(&some[i])
 			}
 		}
+		if err := l.replace(ctx, some); err != nil {
+			return err
+		}
 		for i := range some {
 			l.worker.metrics.letters.WithLabelValues(KindOf(some[i].ItemID)).Inc()
 		}
 		letters = letters[n:]
 	}
 	return nil
+}
+
+// replace marks the older open letters of which newer ones of the same key tell all.
+func (l *letters) replace(ctx context.Context, parked []Letter) error {
+	var ids []string
+	l.mu.Lock()
+	for i := range parked {
+		newer := &parked[i]
+		if newer.State != LetterOpen || KindOf(newer.ItemID) == KindAccount {
+			continue
+		}
+		for _, open := range l.byKey[letterKey(newer.Mapping, newer.Key)] {
+			if !open.superseded && !open.resending && open.pos.Compare(newer.Position) < 0 && l.covers(newer, open) {
+				open.superseded = true
+				ids = append(ids, open.id)
+			}
+		}
+	}
+	l.mu.Unlock()
+	return l.resolve(ctx, ids, LetterReplaced)
+}
+
+// covers reports whether a newer letter tells all that an open one does.
+func (l *letters) covers(newer *Letter, open *openLetter) bool {
+	partial := l.worker.dispatch.partial
+	switch {
+	case partial == nil:
+		return true
+	case open.item != nil && newer.Item != nil:
+		return partial.Covers(newer.Item, open.item)
+	case open.item == nil:
+		return open.row != "" && rowOf(newer.Change) == open.row
+	}
+	return false
 }
 
 // allow says how many of the letters may be parked now, at least one. One that is parked already, and comes again after a restart or a
@@ -210,10 +313,11 @@ func (l *letters) admit(letters []Letter) (n int) {
 		if _, known := l.items[letters[n].ItemID]; known {
 			continue
 		}
-		if l.parked >= l.worker.cfg.DeadLetters {
+		_, counted := l.counted[countedKey(&letters[n])]
+		if !counted && len(l.counted) >= l.worker.cfg.DeadLetters {
 			return n
 		}
-		l.parked++
+		l.note(&letters[n])
 	}
 	return len(letters)
 }
@@ -221,13 +325,14 @@ func (l *letters) admit(letters []Letter) (n int) {
 func (l *letters) allowAgain() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.parked = 0
+	clear(l.counted)
+	clear(l.causes)
 }
 
 func (l *letters) limitReached() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.parked >= l.worker.cfg.DeadLetters
+	return len(l.counted) >= l.worker.cfg.DeadLetters
 }
 
 // halt pauses the sink since there are too many dead letters, unless it is resumed meanwhile.
@@ -238,7 +343,7 @@ func (w *Worker) halt(ctx context.Context) error {
 		if !w.letters.limitReached() || w.gate.pausedAs() == PauseOperator {
 			return nil
 		}
-		w.gate.pause(PauseDeadLetters) // at once, even if it cannot be stored
+		w.gate.halt(w.letters.mainCauses()) // at once, even if it cannot be stored
 		return w.pauses.SetPaused(ctx, PauseDeadLetters)
 	})
 }

@@ -76,7 +76,7 @@ func (w *Worker) RetryLetters(ctx context.Context, ids []string, force bool) ([]
 
 // claim makes a letter the dispatcher's to send; otherwise it says why not.
 func (l *letters) claim(letter *Letter, force bool) (*openLetter, RetryOutcome) {
-	if letter.State != LetterOpen && !force {
+	if letter.State != LetterOpen && letter.State != LetterUnwanted && !force {
 		return nil, RetrySuperseded
 	}
 	l.learnAgain(letter)
@@ -151,7 +151,10 @@ func (d *dispatcher) resend(ctx context.Context, letter *Letter, r *renderer, op
 	}
 	if d.unit.sent == 0 {
 		d.worker.letters.unclaim(open)
-		result.Outcome, result.Reason = RetryUnwanted, "mapping "+r.name+" does not send this row any more: discard the letter"
+		if err := d.worker.letters.resolve(ctx, []string{letter.ID}, LetterUnwanted); err != nil {
+			return err
+		}
+		result.Outcome, result.Reason = RetryUnwanted, "mapping "+r.name+" does not send this row any more: discard the letter (dlq discard --state unwanted)"
 	}
 	if len(d.refuse) > 0 {
 		result.Outcome, result.Reason = RetryRejected, d.refuse[0].letter.Reason

@@ -7,6 +7,7 @@ package mapping
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -115,11 +116,30 @@ type RejectError struct {
 	Column   string // empty when no single column is the cause
 	Reason   string
 	Solution string // what an operator can do; may be empty
+
+	More []*RejectError // what is wrong with the row besides
 }
 
 func (e *RejectError) Error() string {
 	var b strings.Builder
 	b.WriteString("mapping " + e.Mapping + ": ")
+	e.tell(&b)
+	for _, other := range e.More {
+		b.WriteString("; and ")
+		other.tell(&b)
+	}
+	var told []string
+	for _, fault := range append([]*RejectError{e}, e.More...) {
+		if fault.Solution != "" && !slices.Contains(told, fault.Solution) {
+			told = append(told, fault.Solution)
+			b.WriteString("; " + fault.Solution)
+		}
+	}
+	return b.String()
+}
+
+// tell appends where and why.
+func (e *RejectError) tell(b *strings.Builder) {
 	if e.Path != "" {
 		b.WriteString(e.Path + ": ")
 	}
@@ -127,10 +147,6 @@ func (e *RejectError) Error() string {
 		b.WriteString("column " + e.Column + " ")
 	}
 	b.WriteString(e.Reason)
-	if e.Solution != "" {
-		b.WriteString("; " + e.Solution)
-	}
-	return b.String()
 }
 
 // ErrNothing is Append's answer when there is nothing to send: a map of approvals that is null or empty.

@@ -135,23 +135,41 @@ func (p *Plan) Append(dst []byte, ch *cdc.Change, part *Part, env *Env) ([]byte,
 
 func (p *Plan) render(dst []byte, prog *program, r *row) ([]byte, *RejectError) {
 	p.opens = p.opens[:0]
-	var reject *RejectError
+	var reject, all *RejectError
 	for i := range prog.steps {
 		s := &prog.steps[i]
+		if all != nil && s.kind == stepClose { // what was refused is missing in there
+			continue
+		}
 		dst = append(dst, s.pre...)
 		if s.kind == stepColumn && !s.decoded {
 			dst, reject = p.appendColumn(dst, s, r)
 		} else {
 			dst, reject = p.appendStep(dst, s, r)
 		}
-		if reject == nothing {
+		switch {
+		case reject == nil:
+		case reject == nothing && all == nil:
 			return dst, reject
-		}
-		if reject != nil {
-			return dst, p.rejected(s.path, reject)
+		case reject != nothing:
+			if all = all.and(p.rejected(s.path, reject)); len(all.More) == maxFaults-1 {
+				return dst, all
+			}
 		}
 	}
-	return append(dst, prog.tail...), nil
+	return append(dst, prog.tail...), all
+}
+
+// maxFaults are told of one row.
+const maxFaults = 20
+
+// and adds a further reason.
+func (e *RejectError) and(other *RejectError) *RejectError {
+	if e == nil {
+		return other
+	}
+	e.More = append(e.More, other)
+	return e
 }
 
 func (p *Plan) rejected(path string, e *RejectError) *RejectError {
