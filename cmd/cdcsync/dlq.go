@@ -27,7 +27,7 @@ func newDLQCommand(a *app) *cobra.Command {
 retried with success or discarded.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(newDLQListCommand(a), newDLQShowCommand(a), newDLQRetryCommand(a), newDLQDiscardCommand(a), newDLQExportCommand(a))
+	cmd.AddCommand(newDLQListCommand(a), newDLQSummaryCommand(a), newDLQShowCommand(a), newDLQRetryCommand(a), newDLQDiscardCommand(a), newDLQExportCommand(a))
 	return cmd
 }
 
@@ -38,9 +38,9 @@ func letterFlags(cmd *cobra.Command, f *admin.LetterFilter) {
 	flags.StringVar(&f.Mapping, "mapping", "", "of this `mapping`")
 	flags.StringVar(&f.Table, "table", "", "of this table, as `schema.name`")
 	flags.StringVar(&f.Reason, "reason", "", "whose reason contains this `text`")
-	flags.StringVar((*string)(&f.State), "state", "", "in this `state`: open or superseded")
-	flags.DurationVar((*time.Duration)(&f.OlderThan), "older-than", 0, "parked longer ago than this `duration`, such as 90m or 48h")
-	flags.DurationVar((*time.Duration)(&f.NewerThan), "newer-than", 0, "parked within this `duration`")
+	flags.StringVar((*string)(&f.State), "state", "", "in this `state`: open, superseded, replaced or unwanted")
+	flags.TextVar(&f.OlderThan, "older-than", admin.Duration(0), "parked longer ago than this `duration`, such as 90m or 2d")
+	flags.TextVar(&f.NewerThan, "newer-than", admin.Duration(0), "parked within this `duration`")
 }
 
 func newDLQListCommand(a *app) *cobra.Command {

@@ -168,6 +168,10 @@ func (w *window) worker(sink string) (*delivery.Worker, error) {
 // Letters lists without items and rows, which may be large.
 func (w *window) Letters(ctx context.Context, f admin.LetterFilter) iter.Seq2[admin.Letter, error] {
 	return func(yield func(admin.Letter, error) bool) {
+		if err := w.knows(f.Sink); err != nil {
+			yield(admin.Letter{}, err)
+			return
+		}
 		for letter, err := range w.buffer.Letters(ctx, letterFilter(f)) {
 			if err != nil {
 				yield(admin.Letter{}, err)
@@ -179,6 +183,20 @@ func (w *window) Letters(ctx context.Context, f admin.LetterFilter) iter.Seq2[ad
 			}
 		}
 	}
+}
+
+// knows refuses the name of a sink that is neither configured nor has letters.
+func (w *window) knows(sink string) error {
+	known := w.buffer.LetterSinks()
+	for i := range w.cfg.Sinks {
+		known = append(known, w.cfg.Sinks[i].Name)
+	}
+	slices.Sort(known)
+	known = slices.Compact(known)
+	if sink == "" || slices.Contains(known, sink) {
+		return nil
+	}
+	return &admin.Error{Kind: admin.KindInvalid, Reason: fmt.Sprintf("no sink %q", sink), Solution: "there are " + strings.Join(known, ", ")}
 }
 
 func letterFilter(f admin.LetterFilter) buffer.LetterFilter {
@@ -339,6 +357,9 @@ func (w *window) selected(ctx context.Context, which admin.Selection) (bySink ma
 	}
 	if len(which.IDs) > 0 {
 		return bySink, unknown, nil
+	}
+	if err := w.knows(which.Filter.Sink); err != nil {
+		return nil, nil, err
 	}
 	for letter, err := range w.buffer.Letters(ctx, letterFilter(which.Filter)) {
 		if err != nil {

@@ -6,7 +6,9 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -33,6 +35,8 @@ type LetterState string
 // The states of a dead letter.
 const (
 	LetterOpen       LetterState = "open"       // waits for an operator
+	LetterReplaced   LetterState = "replaced"   // a newer letter of its key tells all that it does
+	LetterUnwanted   LetterState = "unwanted"   // the mapping did not send its row any more when it was retried
 	LetterSuperseded LetterState = "superseded" // a newer state of its key was delivered since; not sent again unless forced
 )
 
@@ -145,7 +149,7 @@ type RetryAnswer struct {
 	Unfinished bool `json:"unfinished,omitempty"`
 }
 
-// Duration is a time.Duration that reads in JSON as in Go: "1h30m".
+// Duration is a time.Duration that reads in JSON as in Go, "1h30m", or as days, "2d".
 type Duration time.Duration
 
 // MarshalText is the form of time.Duration.
@@ -153,6 +157,12 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 
 // UnmarshalText is the inverse of MarshalText.
 func (d *Duration) UnmarshalText(text []byte) error {
+	const day = 24 * time.Hour
+	if days, ok := strings.CutSuffix(string(text), "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		*d = Duration(time.Duration(n) * day)
+		return err
+	}
 	parsed, err := time.ParseDuration(string(text))
 	*d = Duration(parsed)
 	return err
@@ -228,8 +238,8 @@ func parseFilter(q url.Values) (LetterFilter, error) {
 
 func (f *LetterFilter) check() error {
 	switch {
-	case f.State != "" && f.State != LetterOpen && f.State != LetterSuperseded:
-		return &Error{Kind: KindInvalid, Reason: "state " + strconv.Quote(string(f.State)), Solution: "there are open and superseded"}
+	case f.State != "" && !slices.Contains([]LetterState{LetterOpen, LetterSuperseded, LetterReplaced, LetterUnwanted}, f.State):
+		return &Error{Kind: KindInvalid, Reason: "state " + strconv.Quote(string(f.State)), Solution: "there are open, superseded, replaced and unwanted"}
 	case f.OlderThan < 0 || f.NewerThan < 0:
 		return &Error{Kind: KindInvalid, Reason: "an age cannot be negative"}
 	}

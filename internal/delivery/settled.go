@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/bits"
 	"slices"
+	"strconv"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -315,11 +316,11 @@ func digest(sinkType string, templates []*mapping.Template) (sum [16]byte) {
 	put(sinkType)
 	for _, t := range templates {
 		s := &t.Source
-		put("mapping", s.Name, s.Table.Schema, s.Table.Name, s.Sink, fmt.Sprint(s.On, s.Coalesce, s.Leave))
+		put("mapping", s.Name, s.Table.Schema, s.Table.Name, s.Sink, fmt.Sprintf("%v %d %d", s.On, s.Coalesce, s.Leave))
 		digestNodes(h, &s.When, &s.Key, &s.Item)
 		for i := range s.Lookups {
 			l := &s.Lookups[i]
-			put("lookup", l.Name, l.SQL, fmt.Sprint(l.Many))
+			put("lookup", l.Name, l.SQL, strconv.FormatBool(l.Many))
 			digestNodes(h, &l.Key)
 		}
 		if r := s.Refresh; r != nil {
