@@ -521,8 +521,8 @@ func (g *gate) publish() {
 		g.log.Info("sink paused", "was", before)
 	case StateFailed:
 		g.log.Error("sink has failed, nothing is delivered to it until a restart", "was", before, "reason", reason)
-	case StateHalted: // the words are ours
-		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", reason)
+	case StateHalted: // the causes hold a vendor's words
+		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", "too many dead letters: see `cdcsync dlq summary`, fix the cause, then `cdcsync resume`")
 	case StateRetrying, StateBlocked:
 		g.log.Warn("sink does not deliver", "state", state, "was", before, "reason", why.logged)
 	}
