@@ -33,7 +33,8 @@ var pinned = map[string]string{
 	"quote_all_identifiers":       "off",
 	searchPath:                    "pg_catalog, pg_temp", // whoever may create in a schema of the role's path would run code as the role (CVE-2018-1058)
 	"plan_cache_mode":             "auto",
-	"gin_fuzzy_search_limit":      "0", // it would leave rows out
+	"jit":                         "off", // a catalogue query that is estimated high takes ms, and its compilation seconds
+	"gin_fuzzy_search_limit":      "0",   // it would leave rows out
 	// What a transaction may do.
 	"default_transaction_read_only":  "off",
 	"default_transaction_isolation":  "read committed",

@@ -26,7 +26,7 @@ import (
 // hostile are settings of a role or a database under which values, statements or transactions would be others.
 var hostile = map[string]string{
 	"standard_conforming_strings": "off", "backslash_quote": "off", "escape_string_warning": "on", "array_nulls": "off",
-	"quote_all_identifiers": "on", "transform_null_equals": "on", "xmloption": "document", "xmlbinary": "hex", "plan_cache_mode": "force_generic_plan",
+	"quote_all_identifiers": "on", "transform_null_equals": "on", "xmloption": "document", "xmlbinary": "hex", "plan_cache_mode": "force_generic_plan", "jit": "on",
 	"datestyle": "German, DMY", "intervalstyle": "iso_8601", "bytea_output": "escape", "extra_float_digits": "-15", "timezone": "Asia/Kolkata",
 	"client_encoding": "LATIN1", "default_transaction_read_only": "on", "default_transaction_isolation": "serializable",
 	"default_transaction_deferrable": "on", "statement_timeout": "1ms", "lock_timeout": "1ms", "idle_session_timeout": "1ms",

@@ -76,12 +76,27 @@ type slotFacts struct {
 }
 
 func surveySource(ctx context.Context, q querier, cfg *Config) (*survey, error) {
+	sv, err := surveyServer(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if err := surveyCatalogue(ctx, q, cfg, sv); err != nil {
+		return nil, err
+	}
+	if sv.slot, err = surveySlot(ctx, q, cfg.Slot); err != nil {
+		return nil, fmt.Errorf("slot %s: %w", cfg.Slot, err)
+	}
+	return sv, nil
+}
+
+// surveyServer reads what is no table's. It leaves pg_settings alone, which makes all settings' rows for one.
+func surveyServer(ctx context.Context, q querier) (*survey, error) {
 	sv := &survey{}
 	var timeout int64
 	err := q.QueryRow(ctx, `
 		select current_setting('server_version_num')::int, current_setting('wal_level'),
-			(select setting::bigint from pg_settings where name = 'wal_sender_timeout'),
-			(select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size'),
+			(extract(epoch from current_setting('wal_sender_timeout')::interval) * 1000)::bigint,
+			case when current_setting('max_slot_wal_keep_size') = '-1' then -1 else pg_size_bytes(current_setting('max_slot_wal_keep_size')) >> 20 end,
 			pg_is_in_recovery(), current_database()::text, current_user::text,
 			(select oid from pg_database where datname = current_database())`).
 		Scan(&sv.version, &sv.walLevel, &timeout, &sv.keepSize, &sv.recovering, &sv.database, &sv.user, &sv.databaseOID)
@@ -95,19 +110,21 @@ func surveySource(ctx context.Context, q querier, cfg *Config) (*survey, error) 
 			Solution: "upgrade the server",
 		}
 	}
+	return sv, nil
+}
+
+// surveyCatalogue reads the mapped tables and the publication.
+func surveyCatalogue(ctx context.Context, q querier, cfg *Config, sv *survey) (err error) {
 	if sv.tables, err = surveyTables(ctx, q, cfg.Tables); err != nil {
-		return nil, fmt.Errorf("mapped tables: %w", err)
+		return fmt.Errorf("mapped tables: %w", err)
 	}
 	if err := surveyWithheld(ctx, q, sv); err != nil {
-		return nil, fmt.Errorf("generated columns of mapped tables: %w", err)
+		return fmt.Errorf("generated columns of mapped tables: %w", err)
 	}
 	if sv.publication, err = surveyPublication(ctx, q, cfg.Publication); err != nil {
-		return nil, fmt.Errorf("publication %s: %w", cfg.Publication, err)
+		return fmt.Errorf("publication %s: %w", cfg.Publication, err)
 	}
-	if sv.slot, err = surveySlot(ctx, q, cfg.Slot); err != nil {
-		return nil, fmt.Errorf("slot %s: %w", cfg.Slot, err)
-	}
-	return sv, nil
+	return nil
 }
 
 func surveyTables(ctx context.Context, q querier, tables []Table) ([]tableFacts, error) {

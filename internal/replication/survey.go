@@ -36,8 +36,9 @@ type surveyor struct {
 	every time.Duration
 	now   chan struct{} // size 1: something looks new
 
-	conn  *pgx.Conn // owned by the session that surveys, as is known
-	known *known    // nil before the first survey
+	conn  *pgx.Conn      // owned by the session that surveys, as are known and view
+	known *known         // nil before the first survey
+	view  *catalogueView // of conn's server; nil when nothing was read
 
 	mu        sync.Mutex // held for no I/O
 	tables    map[uint32]string
@@ -134,15 +135,13 @@ func (v *surveyor) survey(ctx context.Context) (err error) {
 	if err := v.connect(ctx); err != nil {
 		return err
 	}
-	sv, err := surveySource(ctx, v.conn, &v.s.cfg)
+	leaves := v.streamedLeaves() // before the facts
+	sv, facts, err := v.look(ctx)
 	if err != nil {
 		return err
 	}
 	hazards = warnings(v.tolerated(findings(sv, &v.s.cfg)))
-	p := &pass{surveyor: v, at: begun, kept: make(map[uint32]member), leaves: v.streamedLeaves()}
-	if p.facts, err = readFacts(ctx, v.conn, &v.s.cfg, sv.version); err != nil {
-		return err
-	}
+	p := &pass{surveyor: v, at: begun, kept: make(map[uint32]member), leaves: leaves, facts: facts}
 	if v.known != nil {
 		if err := p.compare(ctx); err != nil {
 			return err
@@ -153,7 +152,7 @@ func (v *surveyor) survey(ctx context.Context) (err error) {
 		return err
 	}
 	if repaired {
-		if p.facts, err = readFacts(ctx, v.conn, &v.s.cfg, sv.version); err != nil {
+		if _, p.facts, err = v.look(ctx); err != nil {
 			return err
 		}
 	}
@@ -172,6 +171,7 @@ func (v *surveyor) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	v.view = nil // it may be another server
 	cfg.RuntimeParams["statement_timeout"] = "30s"
 	cfg.RuntimeParams["lock_timeout"] = "5s" // of ALTER PUBLICATION, which is tried again
 	v.conn, err = pgx.ConnectConfig(ctx, cfg)
@@ -186,7 +186,7 @@ func (v *surveyor) close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = v.conn.Close(ctx) // nothing is open in it
-	v.conn = nil
+	v.conn, v.view = nil, nil
 }
 
 // told writes down how a survey went, and logs hazards that are new.
