@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/cdcsync/cdcsync/internal/buffer"
 	"github.com/cdcsync/cdcsync/internal/cdc"
 	"github.com/cdcsync/cdcsync/internal/config"
+	"github.com/cdcsync/cdcsync/internal/mapping"
 	"github.com/cdcsync/cdcsync/internal/pulse"
 	"github.com/cdcsync/cdcsync/internal/replication"
 )
@@ -207,10 +209,13 @@ func (p *pipeline) tendGap(ctx context.Context, gap cdc.Gap) error {
 	}
 	var ids []string
 	done := true
+	fits, err := p.fits(ctx, &gap)
+	if err != nil {
+		return err
+	}
 	for _, spec := range wanted {
 		f, ok := p.covering(&gap, &spec)
-		if !ok && p.cfg.Source.Repair == config.RepairAuto {
-			var err error
+		if !ok && fits && p.cfg.Source.Repair == config.RepairAuto {
 			if f, err = p.backfills.Start(ctx, spec); err != nil {
 				return err
 			}
@@ -222,7 +227,7 @@ func (p *pipeline) tendGap(ctx context.Context, gap cdc.Gap) error {
 			ids = append(ids, f.ID)
 		}
 	}
-	if done {
+	if done && fits {
 		return p.closeGap(ctx, gap)
 	}
 	if id := strings.Join(ids, ", "); id != gap.Backfill {
@@ -234,7 +239,11 @@ func (p *pipeline) tendGap(ctx context.Context, gap cdc.Gap) error {
 
 // gapTables are the tables that have to be sent, with their sinks.
 func (p *pipeline) gapTables(gap *cdc.Gap) []replication.BackfillSpec {
-	sent := sentTables(p.templates)
+	templates := p.templates
+	if gap.Mapping != "" { // others of the table have its rows
+		templates = slices.DeleteFunc(slices.Clone(templates), func(t *mapping.Template) bool { return t.Source.Name != gap.Mapping })
+	}
+	sent := sentTables(templates)
 	for i := range sent {
 		if len(gap.Sinks) > 0 {
 			sent[i].Sinks = slices.DeleteFunc(sent[i].Sinks, func(s string) bool { return !slices.Contains(gap.Sinks, s) })
@@ -243,6 +252,27 @@ func (p *pipeline) gapTables(gap *cdc.Gap) []replication.BackfillSpec {
 	return slices.DeleteFunc(sent, func(s replication.BackfillSpec) bool {
 		return gap.Table != "" && s.Table.String() != gap.Table || len(s.Sinks) == 0
 	})
+}
+
+// fits reports whether a backfill can close the gap: not as long as the mapping that missed the changes does not fit the table, since
+// the rows would be missed as well.
+func (p *pipeline) fits(ctx context.Context, gap *cdc.Gap) (bool, error) {
+	if gap.Cause != cdc.GapMapping {
+		return true, nil
+	}
+	for _, t := range p.templates {
+		if t.Source.Name != gap.Mapping || tableSpec(t.Source.Table).String() != gap.Table {
+			continue
+		}
+		rel, err := p.reader.Relation(ctx, t.Source.Table.Schema, t.Source.Table.Name)
+		if err != nil || rel == nil {
+			return false, err
+		}
+		if _, problems := t.Compile(rel); len(problems) > 0 {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // covering finds the newest backfill of a whole table that began after the gap's end; one that was cancelled or failed says that
@@ -283,6 +313,7 @@ func (p *pipeline) delivered(ctx context.Context, table string, visit func(*cdc.
 	if !slices.ContainsFunc(p.buffer.Gaps(), missing) {
 		return false, nil
 	}
+	missed := slices.DeleteFunc(p.buffer.Gaps(), func(g cdc.Gap) bool { return g.State != cdc.GapOpen || g.Cause != cdc.GapMapping || g.Table != table })
 	var decoder cdc.Decoder
 	err := p.buffer.Retained(ctx, func(block buffer.Block) error {
 		if _, err := decoder.Reset(block.Data); err != nil {
@@ -294,13 +325,46 @@ func (p *pipeline) delivered(ctx context.Context, table string, visit func(*cdc.
 			if err != nil || !ok {
 				return err
 			}
-			visit(&c)
+			for _, known := range undeleted(&c, table, missed) {
+				visit(known)
+			}
 		}
 	})
 	if err != nil {
 		return false, err
 	}
 	return true, p.parked(ctx, table, visit)
+}
+
+// undeleted is a change as a comparison with the table takes it. A row that it deletes is still at the vendor when a mapping made
+// nothing of the change.
+func undeleted(c *cdc.Change, table string, missed []cdc.Gap) []*cdc.Change {
+	within := func(g cdc.Gap) bool { return g.Since <= c.Position.Commit && c.Position.Commit <= g.Until }
+	if c.Old == nil || c.Relation.String() != table || !slices.ContainsFunc(missed, within) || c.New != nil && sameKey(c) {
+		return []*cdc.Change{c}
+	}
+	kept := *c
+	kept.Op, kept.Old, kept.New = cdc.OpDelete, nil, slices.Clone(c.Old)
+	if c.OldIsKey {
+		for i := range kept.New {
+			if !slices.Contains(replication.KeyColumns(c.Relation), i) {
+				kept.New[i] = cdc.Value{Kind: cdc.Unchanged}
+			}
+		}
+	}
+	if c.New == nil {
+		return []*cdc.Change{&kept}
+	}
+	moved := *c // without the old key, which stays known
+	moved.Old = nil
+	return []*cdc.Change{&kept, &moved}
+}
+
+// sameKey reports whether an update leaves the row's key as it is.
+func sameKey(c *cdc.Change) bool {
+	return !slices.ContainsFunc(replication.KeyColumns(c.Relation), func(i int) bool {
+		return i < len(c.Old) && i < len(c.New) && c.New[i].Kind == cdc.Text && !bytes.Equal(c.Old[i].Data, c.New[i].Data)
+	})
 }
 
 // parked gives the rows of open dead letters and of items that await a vendor's word.

@@ -121,7 +121,7 @@ func (p *pipeline) openSinks(ctx context.Context, skipMissed []string) error {
 			limiters[s.Account] = rate.NewLimiter(rate.Limit(s.Rate.PerSecond()), max(1, s.Concurrency))
 		}
 		p.workers = append(p.workers, delivery.New(workerConfig(s), delivery.Deps{
-			Blocks: blocks{cursor}, Letters: letters{p.buffer, s.Name}, Tracks: tracks{p.buffer, s.Name}, Pauses: pauses{p.buffer, s.Name},
+			Blocks: blocks{cursor}, Letters: letters{p.buffer, s.Name}, Gaps: p.buffer, Tracks: tracks{p.buffer, s.Name}, Pauses: pauses{p.buffer, s.Name},
 			Source: source{p.reader}, Sink: sink, Mappings: templatesOf(p.templates, s.Name), Limiter: limiters[s.Account], Account: accounts[s.Account],
 			Logger: p.logger, Registerer: p.metrics, Pulse: p.pulse,
 		}))

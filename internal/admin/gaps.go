@@ -35,6 +35,8 @@ func remains(g *cdc.Gap) string {
 	switch {
 	case g.State == cdc.GapRowsSent:
 		return "rows sent, deletions " + g.Span() + " unknown: compare with the vendor where that matters, then run cdcsync gaps accept " + g.ID
+	case g.Cause == cdc.GapMapping && g.Backfill == "":
+		return fixMapping(g)
 	case g.Cause == cdc.GapDropped && g.Until == 0:
 		return g.Remedy + "; cdcsync gaps accept " + g.ID + " if it is gone for good"
 	case g.Until == 0 && g.Remedy != "":
@@ -43,6 +45,15 @@ func remains(g *cdc.Gap) string {
 		return "backfill " + g.Backfill + " sends its rows and closes it"
 	}
 	return "run " + send
+}
+
+// fixMapping is for a gap that goes on growing until the mapping fits its table again.
+func fixMapping(g *cdc.Gap) string {
+	next := fmt.Sprintf("fix mapping %s and restart, or the table; then run cdcsync backfill start --table %s", g.Mapping, g.Table)
+	if len(g.Sinks) == 1 {
+		next += " --sink " + g.Sinks[0]
+	}
+	return next
 }
 
 // WriteGaps prints gaps with what has happened and what to do.

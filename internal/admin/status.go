@@ -136,6 +136,7 @@ type Items struct {
 	Filtered  uint64 `json:"filtered"`  // no mapping wants them
 	Gone      uint64 `json:"gone"`      // the row to read back was deleted meanwhile: a later change says so
 	Retried   uint64 `json:"retried"`   // sendings that had to be repeated
+	Held      uint64 `json:"held"`      // changes of a table that a mapping does not fit: a gap lists them
 }
 
 // Unready lists why the pipeline makes no progress without an operator or, for the source, makes none now. A sink that

@@ -87,6 +87,9 @@ func (s *Sink) lost(ctx context.Context, h hole) error {
 	return s.b.recordHole(ctx, s.name, h)
 }
 
+// errTrimmed ends a reading that is no sink's: the rest was settled by all sinks, and trimmed, meanwhile.
+var errTrimmed = errors.New("the blocks were trimmed")
+
 // stallAfter is how long a sink reads nothing, although there is something, before it asks why: a replica lags for less.
 const stallAfter = 2 * time.Second
 
@@ -96,9 +99,14 @@ func (s *Sink) stalled(ctx context.Context) error {
 	s.b.mu.Lock()
 	end, reach := s.b.stored.end, s.b.stored.endReach
 	s.b.mu.Unlock()
-	s.b.health.set(readFault+s.name, fmt.Sprintf("sink %s cannot read the stored blocks after %d: see the log and the disk, and restart", s.name, s.fetched))
+	if !s.onlooker {
+		s.b.health.set(readFault+s.name, fmt.Sprintf("sink %s cannot read the stored blocks after %d: see the log and the disk, and restart", s.name, s.fetched))
+	}
 	if _, err := s.b.leaderGet(ctx, s.b.names.blocks, end); !errors.Is(err, errNoMessage) {
 		return err
+	}
+	if s.onlooker {
+		return errTrimmed
 	}
 	h := hole{after: s.whole.seq, through: end, since: s.whole.reach, until: reach, what: "the newest blocks are gone from the store"}
 	if err := s.lost(ctx, h); err != nil {

@@ -68,7 +68,7 @@ func gapNumber(id string) int {
 	return n
 }
 
-// RecordGap stores a gap durably and returns it with its ID. An open gap of the same cause, table and sinks grows instead,
+// RecordGap stores a gap durably and returns it with its ID. An open gap of the same cause, table, sinks and mapping grows instead,
 // so that the same finding can be recorded again and again; a gap whose rows were sent is open again.
 func (b *Buffer) RecordGap(ctx context.Context, gap cdc.Gap) (cdc.Gap, error) {
 	b.gaps.writing.Lock()
@@ -98,7 +98,7 @@ func (b *Buffer) RecordGap(ctx context.Context, gap cdc.Gap) (cdc.Gap, error) {
 
 func (x *gapIndex) same(gap *cdc.Gap) (cdc.Gap, bool) {
 	for _, known := range x.gaps {
-		if known.Cause == gap.Cause && known.Table == gap.Table && slices.Equal(known.Sinks, gap.Sinks) {
+		if known.Cause == gap.Cause && known.Table == gap.Table && known.Mapping == gap.Mapping && slices.Equal(known.Sinks, gap.Sinks) {
 			return known, true
 		}
 	}
@@ -121,6 +121,10 @@ func grow(known cdc.Gap, now *cdc.Gap) cdc.Gap {
 	if now.Until == 0 || known.Until != 0 && now.Until > known.Until {
 		wider.Until, wider.UntilTime = now.Until, now.UntilTime
 	}
+	again := now.Cause == cdc.GapMapping && now.UntilTime.After(known.UntilTime) // rows of a backfill are of a position that may lie before
+	if again {
+		wider.UntilTime = now.UntilTime
+	}
 	switch {
 	case strings.Contains(known.Reason, now.Reason):
 	case known.State == cdc.GapOpen && len(known.Reason) < longestReason:
@@ -128,14 +132,14 @@ func grow(known cdc.Gap, now *cdc.Gap) cdc.Gap {
 	default:
 		wider.Reason = now.Reason
 	}
-	if wider.Since != known.Since || wider.Until != known.Until || wider.Reason != known.Reason {
+	if again || wider.Since != known.Since || wider.Until != known.Until || wider.Reason != known.Reason {
 		wider.State, wider.Backfill = cdc.GapOpen, "" // what was sent before is not all
 	}
 	return wider
 }
 
 func gapsEqual(x, y *cdc.Gap) bool {
-	return x.State == y.State && x.Reason == y.Reason && x.Since == y.Since && x.Until == y.Until && x.Backfill == y.Backfill &&
+	return x.State == y.State && x.Reason == y.Reason && x.Since == y.Since && x.Until == y.Until && x.Backfill == y.Backfill && x.UntilTime.Equal(y.UntilTime) &&
 		x.Remedy == y.Remedy && x.NoDeletes == y.NoDeletes
 }
 

@@ -114,3 +114,22 @@ func TestLookingThroughTheBlocksIsNoGap(t *testing.T) {
 		t.Errorf("got %d blocks and gaps %v, want 2 blocks and no gap", seen, gaps)
 	}
 }
+
+// Rows of a backfill that a mapping was held for lie at a position that may be older than the gap's end; the backfill does not close it.
+func TestMappingGapGrowsInTime(t *testing.T) {
+	b := opened(t, Config{Dir: t.TempDir(), Pipeline: "p"})
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	gap := cdc.Gap{Cause: cdc.GapMapping, Table: "public.t", Mapping: "one", Sinks: []string{"crm"}, Reason: "no column", Since: 100, Until: 200, UntilTime: at}
+	if _, err := b.RecordGap(t.Context(), gap); err != nil {
+		t.Fatal(err)
+	}
+	gap.Since, gap.Until, gap.UntilTime = 150, 150, at.Add(time.Minute)
+	got, err := b.RecordGap(t.Context(), gap)
+	if err != nil || got.Until != 200 || !got.UntilTime.Equal(at.Add(time.Minute)) || got.State != cdc.GapOpen {
+		t.Errorf("gap %+v, %v", got, err)
+	}
+	gap.Mapping = "other"
+	if other, err := b.RecordGap(t.Context(), gap); err != nil || other.ID == got.ID {
+		t.Errorf("another mapping's gap: %+v, %v", other, err)
+	}
+}

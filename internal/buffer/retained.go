@@ -1,6 +1,9 @@
 package buffer
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // Retained gives visit every block that is stored now, the oldest first, whichever sinks have settled it.
 func (b *Buffer) Retained(ctx context.Context, visit func(Block) error) error {
@@ -16,6 +19,9 @@ func (b *Buffer) Retained(ctx context.Context, visit func(Block) error) error {
 	defer reader.Close()
 	for reader.read < end {
 		block, err := reader.Next(ctx)
+		if errors.Is(err, errTrimmed) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

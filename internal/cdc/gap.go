@@ -15,6 +15,8 @@ type Gap struct {
 	Table string `json:"table,omitempty"`
 	// Sinks are those that may lack changes; empty means all.
 	Sinks []string `json:"sinks,omitempty"`
+	// Mapping is the name of the mapping that lacks them; empty when the cause is not a mapping.
+	Mapping string `json:"mapping,omitempty"`
 	// Reason is a sentence for the operator: what has happened.
 	Reason string `json:"reason"`
 	// Remedy ends what is still missed: SQL, or a step in words. Empty when nothing is to be done but to send the rows.
@@ -44,6 +46,7 @@ const (
 	GapDropped     GapCause = "dropped"     // the table is gone
 	GapSource      GapCause = "source"      // the source's history or the slot was replaced
 	GapBuffer      GapCause = "buffer"      // stored blocks were lost
+	GapMapping     GapCause = "mapping"     // a mapping does not fit the table as it was, and made nothing of its changes
 )
 
 // GapState is how far a gap is closed. A gap that is closed or accepted is not stored any more.

@@ -65,6 +65,7 @@ type Batch struct {
 type Deps struct {
 	Blocks   Blocks
 	Letters  Letters
+	Gaps     Gaps // of changes that a mapping was held for
 	Pauses   Pauses
 	Tracks   Tracks // required when Sink is a Confirmer
 	Source   Source // may be nil when no mapping has lookups or refreshes: rows with unsent TOASTed values are then rejected
@@ -153,6 +154,7 @@ type Worker struct {
 	metrics *metrics
 	pulse   *pulse.Board
 
+	gaps     Gaps
 	gate     *gate
 	memory   *memory
 	ledger   *ledger
@@ -194,7 +196,7 @@ func New(cfg Config, deps Deps) *Worker {
 	cfg.setDefaults()
 	w := &Worker{
 		cfg: cfg, limits: deps.Sink.Limits(),
-		blocks: deps.Blocks, sink: deps.Sink, limiter: deps.Limiter, pauses: deps.Pauses,
+		blocks: deps.Blocks, gaps: deps.Gaps, sink: deps.Sink, limiter: deps.Limiter, pauses: deps.Pauses,
 		log:     deps.Logger.With("sink", cfg.Sink),
 		metrics: newMetrics(cfg.Sink, deps.Registerer),
 		pulse:   deps.Pulse,

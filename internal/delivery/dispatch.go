@@ -41,6 +41,7 @@ type dispatcher struct {
 	behind  []uint64      // of its orders and parents
 	unit    unit
 	refuse  []refusal
+	held    []*heldBack // of the block, not recorded yet
 	filling []*lane     // that have an open batch
 	freed   chan *batch // recycled batches
 }
@@ -54,6 +55,7 @@ type renderer struct {
 	counters *itemCounters
 	filtered [ops]int // not counted yet
 	left     [ops]int
+	said     string // the mistakes that were logged last
 }
 
 // unit is what is dispatched at once: a block, a dead letter that is sent again, or the roots that a block refreshes.
@@ -63,6 +65,7 @@ type unit struct {
 	fetched *fetched                                          // nil until something has to be fetched
 
 	only   *renderer // of a letter
+	misfit string    // why only cannot render it
 	itemID string
 	urgent bool // goes alone, behind all that is in the lane
 	sent   int
@@ -90,8 +93,10 @@ type tables struct {
 type table struct {
 	relation *cdc.Relation
 	plans    []compiled
-	numbers  uint32 // that a change's items may have
-	unknown  bool   // it has a column of a type that is not known
+	numbers  uint32   // that a change's items may have
+	misfits  []misfit // mappings that want it and do not fit it
+	absent   string   // why there is nothing to read: of a table to refresh
+	unknown  bool     // it has a column of a type that is not known
 }
 
 type compiled struct {
@@ -103,7 +108,7 @@ type compiled struct {
 	byPerson bool
 }
 
-// fatalError is what no retry mends: the sink stays blocked until a restart.
+// fatalError is a block that is damaged, which no retry mends: the sink stays blocked until a restart.
 type fatalError struct{ err error }
 
 func (e *fatalError) Error() string { return e.err.Error() }
@@ -200,6 +205,9 @@ func (d *dispatcher) block(ctx context.Context, stored Block) error {
 	if err := d.handOver(ctx); err != nil {
 		return err
 	}
+	if err := d.recordHeld(ctx); err != nil {
+		return err
+	}
 	b.less()
 	return nil
 }
@@ -216,10 +224,7 @@ func (d *dispatcher) all(ctx context.Context) error {
 		if !d.change.For(d.worker.cfg.Sink) {
 			continue
 		}
-		t, err := d.tables.of(d, d.change.Relation)
-		if err != nil {
-			return err
-		}
+		t := d.tables.of(d, d.change.Relation)
 		d.unit.base = d.unit.next
 		d.unit.next += t.numbers
 		if err := d.one(ctx, &d.change, t); err != nil {
@@ -229,66 +234,67 @@ func (d *dispatcher) all(ctx context.Context) error {
 }
 
 // of compiles the mappings of a relation when it is new.
-func (t *tables) of(d *dispatcher, rel *cdc.Relation) (*table, error) {
+func (t *tables) of(d *dispatcher, rel *cdc.Relation) *table {
 	if t.last != nil && t.last.relation == rel {
-		return t.last, nil
+		return t.last
 	}
 	found := t.byOID[rel.OID]
 	if found == nil || found.relation != rel {
-		var err error
-		if found, err = d.compile(rel); err != nil {
-			return nil, err
-		}
+		found = d.compile(rel)
 		if t.byOID == nil {
 			t.byOID = make(map[uint32]*table)
 		}
 		t.byOID[rel.OID] = found
 	}
 	t.last = found
-	return found, nil
+	return found
 }
 
-func (d *dispatcher) compile(rel *cdc.Relation) (*table, error) {
+// compile has each mapping of a table read its columns. One that cannot is a misfit, and stops no other.
+func (d *dispatcher) compile(rel *cdc.Relation) *table {
 	t := &table{relation: rel, unknown: slices.ContainsFunc(rel.Columns, func(c cdc.Column) bool { return c.Type.Has(cdc.TypeUnknown) })}
 	for _, r := range d.renderers {
 		if r.template.Source.Table != (mapping.Table{Schema: rel.Schema, Name: rel.Name}) {
 			continue
 		}
+		number, roots := t.enumerate(r, uint32(len(d.renderers)))
 		plan, problems := r.template.Compile(rel)
-		if err := problems.Err(); err != nil {
-			return nil, &fatalError{fmt.Errorf("mapping %s does not fit table %s as it was when the change was made; mend the mapping and restart: %w", r.name, rel, err)}
+		if len(problems) > 0 {
+			t.misfits = append(t.misfits, misfitOf(r, problems))
+			continue
 		}
-		t.plans = append(t.plans, compiled{renderer: r, plan: plan, coalesce: plan.Coalesce() == mapping.CoalesceLatest, byPerson: plan.ByPerson()})
+		t.plans = append(t.plans, compiled{
+			renderer: r, plan: plan, coalesce: plan.Coalesce() == mapping.CoalesceLatest, byPerson: plan.ByPerson(), number: number, roots: roots,
+		})
 	}
-	t.enumerate(uint32(len(d.renderers)))
-	return t, nil
+	return t
 }
 
-// enumerate gives each item that a change may become a number. The same block gives the same numbers as long as the mappings stay, whatever
-// the source says to lookups and when rows are read back.
-func (t *table) enumerate(renderers uint32) {
-	for i := range t.plans {
-		t.plans[i].number = t.numbers
-		t.numbers += 2
+// enumerate gives each item that a mapping may make of a change a number. The same block gives the same numbers as long as the mappings stay,
+// whatever the source says to lookups and when rows are read back, and whether the mappings fit.
+func (t *table) enumerate(r *renderer, renderers uint32) (number, roots uint32) {
+	number = t.numbers
+	t.numbers += 2
+	if r.template.Source.Refresh != nil {
+		roots = t.numbers
+		t.numbers += 2 * renderers
 	}
-	for i := range t.plans {
-		if t.plans[i].template.Source.Refresh != nil {
-			t.plans[i].roots = t.numbers
-			t.numbers += 2 * renderers
-		}
-	}
+	return number, roots
 }
 
 // one dispatches one change.
 func (d *dispatcher) one(ctx context.Context, c *cdc.Change, t *table) error {
-	if len(t.plans) == 0 {
-		return nil
-	}
-	if d.incomplete(c, t) {
+	if len(t.plans) > 0 && d.incomplete(c, t) {
 		var err error
 		if t, err = d.complete(ctx, c, t); err != nil {
 			return err
 		}
+	}
+	if len(t.misfits) > 0 {
+		d.hold(c, t)
+	}
+	if len(t.plans) == 0 {
+		return nil
 	}
 	if err := d.allMapped(ctx, c, t); err != nil {
 		return err
@@ -338,7 +344,10 @@ func (d *dispatcher) mapped(ctx context.Context, c *cdc.Change, p *compiled, par
 		return nil
 	}
 	if err := p.plan.Route(&d.route, c); err != nil {
-		return &fatalError{fmt.Errorf("mapping %s: %w", p.name, err)}
+		if parts != oldParts {
+			d.damaged(c, p, err)
+		}
+		return nil
 	}
 	switch {
 	case parts == oldParts || len(d.route.Parts) > 0:
@@ -357,6 +366,12 @@ func (d *dispatcher) mapped(ctx context.Context, c *cdc.Change, p *compiled, par
 		}
 	}
 	return nil
+}
+
+// damaged makes a dead letter of a change whose rows are not those of its table.
+func (d *dispatcher) damaged(c *cdc.Change, p *compiled, err error) {
+	d.unit.sent++
+	d.reject(c, p.renderer, item{block: d.unit.block, mapping: p.renderer, op: c.Op, suffix: d.unit.suffix, number: d.unit.base + p.number}, nil, err.Error())
 }
 
 // has says whether the sink has a part of the change already, as part of a backfilled row.
@@ -458,7 +473,8 @@ func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part 
 func (d *dispatcher) unrendered(c *cdc.Change, p *compiled, part *mapping.Part, it item, err error) error {
 	var reject *mapping.RejectError
 	if !errors.As(err, &reject) {
-		return &fatalError{fmt.Errorf("render %s: %w", c.Position, err)}
+		d.reject(c, p.renderer, it, part.Key, err.Error())
+		return nil
 	}
 	d.reject(c, p.renderer, it, part.Key, reject.Error())
 	return nil

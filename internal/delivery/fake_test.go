@@ -247,6 +247,7 @@ type store struct {
 	tracks    map[string]Tracked
 	pause     Pause
 	resumedAt time.Time
+	gaps      []cdc.Gap
 }
 
 func newStore(blocks ...[]byte) *store {
@@ -369,6 +370,22 @@ func (s *store) Resolve(_ context.Context, ids []string, state LetterState) erro
 		}
 	}
 	return nil
+}
+
+func (s *store) RecordGap(_ context.Context, gap cdc.Gap) (cdc.Gap, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failing != nil {
+		return cdc.Gap{}, s.failing
+	}
+	s.gaps = append(s.gaps, gap)
+	return gap, nil
+}
+
+func (s *store) recorded() []cdc.Gap {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.gaps)
 }
 
 func (s *store) Paused(context.Context) (Pause, error) {
@@ -494,7 +511,7 @@ func testConfig() Config {
 func testDeps(tb testing.TB, s *store, v Sink, mappings string) Deps {
 	tb.Helper()
 	return Deps{
-		Blocks: s.cursor(), Letters: s, Pauses: s, Tracks: s, Sink: v, Mappings: templates(tb, mappings),
+		Blocks: s.cursor(), Letters: s, Gaps: s, Pauses: s, Tracks: s, Sink: v, Mappings: templates(tb, mappings),
 		Logger: slog.New(slog.DiscardHandler),
 	}
 }

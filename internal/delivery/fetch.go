@@ -2,7 +2,6 @@ package delivery
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -50,6 +49,7 @@ const suffixRefresh = "/refresh"
 // root is a root record to be sent again, since a child of it has changed.
 type root struct {
 	refresh *mapping.Refresh
+	by      *renderer // the mapping that asks for it
 	key     string
 	change  cdc.Change // position, XID and time are the child's; the row is the root's
 	suffix  string
@@ -189,8 +189,7 @@ func (d *dispatcher) present(ctx context.Context, q *question, xids []uint32) (r
 			return nil, nil, typesErr
 		}
 		if slices.EqualFunc(before, now, (*cdc.Type).Same) {
-			t, err = d.retyped(q, rows, now)
-			break
+			return rows, d.retyped(q, now), nil
 		}
 		before = now
 	}
@@ -200,8 +199,8 @@ func (d *dispatcher) present(ctx context.Context, q *question, xids []uint32) (r
 // alterable reports whether a type can be another without the table being altered.
 func alterable(t *cdc.Type) bool { return t.Has(cdc.TypeComposite) || t.Has(cdc.TypeUnknown) }
 
-// retyped compiles the mappings for the relation with the types that were read. A mapping that does not fit them leaves the values unread.
-func (d *dispatcher) retyped(q *question, rows [][]cdc.Value, types []*cdc.Type) (*table, error) {
+// retyped compiles the mappings for the relation with the types that were read.
+func (d *dispatcher) retyped(q *question, types []*cdc.Type) *table {
 	now := *q.relation
 	now.Columns = slices.Clone(now.Columns)
 	same := true
@@ -213,42 +212,19 @@ func (d *dispatcher) retyped(q *question, rows [][]cdc.Value, types []*cdc.Type)
 		}
 	}
 	if same || len(types) == 0 {
-		return nil, nil
+		return nil
 	}
 	encoded := string(cdc.AppendRelation(nil, &now))
 	if known := d.presents[encoded]; known != nil {
-		return known, nil
-	}
-	t, err := d.compile(&now)
-	if _, misfit := errors.AsType[*fatalError](err); misfit {
-		unread(q, rows, types)
-		return nil, nil
+		return known
 	}
 	const most = 100 // definitions of a sink's tables
 	if len(d.presents) >= most {
 		clear(d.presents)
 	}
+	t := d.compile(&now)
 	d.presents[encoded] = t
-	return t, err
-}
-
-// unread takes out of the rows what has another type now, so that it is refused with its reason.
-func unread(q *question, rows [][]cdc.Value, types []*cdc.Type) {
-	for n, t := range types {
-		was := q.relation.Columns[q.columns[n]].Type
-		if t.Same(was) {
-			continue
-		}
-		value := cdc.Value{Kind: cdc.Unchanged}
-		if was.Has(cdc.TypeUnknown) {
-			value.Kind = cdc.Text // which is never rendered
-		}
-		for _, row := range rows {
-			if row != nil {
-				row[n] = value
-			}
-		}
-	}
+	return t
 }
 
 func (d *dispatcher) types(ctx context.Context, rel *cdc.Relation, columns []int) (types []*cdc.Type, err error) {
@@ -320,9 +296,7 @@ func (d *dispatcher) lookUpAll(ctx context.Context, f *fetched, xids []uint32) e
 		for i := range t.plans {
 			p := &t.plans[i]
 			if n := len(p.template.Source.Lookups); n > 0 {
-				if err := d.collectKeys(keys, n, c, p); err != nil {
-					return err
-				}
+				d.collectKeys(keys, n, c, p)
 			}
 		}
 		return nil
@@ -342,9 +316,9 @@ func (d *dispatcher) lookUpAll(ctx context.Context, f *fetched, xids []uint32) e
 	return nil
 }
 
-func (d *dispatcher) collectKeys(keys map[*renderer][]map[string]bool, lookups int, c *cdc.Change, p *compiled) error {
+func (d *dispatcher) collectKeys(keys map[*renderer][]map[string]bool, lookups int, c *cdc.Change, p *compiled) {
 	if err := p.plan.Route(&d.ahead, c); err != nil {
-		return &fatalError{fmt.Errorf("mapping %s: %w", p.name, err)}
+		return // the dispatch makes a dead letter of it
 	}
 	if keys[p.renderer] == nil {
 		keys[p.renderer] = make([]map[string]bool, lookups)
@@ -360,7 +334,6 @@ func (d *dispatcher) collectKeys(keys map[*renderer][]map[string]bool, lookups i
 			keys[p.renderer][i][string(key)] = true
 		}
 	}
-	return nil
 }
 
 func (d *dispatcher) lookup(ctx context.Context, r *renderer, i int, set map[string]bool, xids []uint32) (found map[string]mapping.Rows, err error) {
@@ -420,11 +393,7 @@ func (d *dispatcher) scanBlock(yield func(*cdc.Change, *table) error) error {
 		if !c.For(d.worker.cfg.Sink) {
 			continue
 		}
-		t, err := d.scouts.of(d, c.Relation)
-		if err != nil {
-			return err
-		}
-		if err := yield(&c, t); err != nil {
+		if err := yield(&c, d.scouts.of(d, c.Relation)); err != nil {
 			return err
 		}
 	}
@@ -436,7 +405,7 @@ func (d *dispatcher) touch(p *compiled, c *cdc.Change, part *mapping.Part) {
 		return
 	}
 	at := root{
-		refresh: p.template.Source.Refresh, key: string(part.Refresh), suffix: suffixRefresh,
+		refresh: p.template.Source.Refresh, by: p.renderer, key: string(part.Refresh), suffix: suffixRefresh,
 		change: cdc.Change{Op: cdc.OpUpdate, Position: c.Position, XID: c.XID, CommitTime: c.CommitTime},
 		base:   d.unit.base + p.roots,
 	}
@@ -475,10 +444,17 @@ func (d *dispatcher) refreshTable(ctx context.Context, b *block, refresh *mappin
 	if err := d.handOver(ctx); err != nil {
 		return err
 	}
-	t, group, err := d.presentRoots(ctx, refresh, group)
+	t, there, err := d.presentRoots(ctx, refresh, group)
 	if err != nil {
 		return err
 	}
+	if t.absent != "" {
+		for i := range group {
+			d.holdFor(&group[i].change, unfit(group[i].by, refresh, t.absent))
+		}
+		return nil
+	}
+	group = there
 	d.unit = unit{block: b, keep: true}
 	d.unit.scan = func(yield func(*cdc.Change, *table) error) error {
 		for i := range group {
@@ -501,8 +477,8 @@ func (d *dispatcher) refreshTable(ctx context.Context, b *block, refresh *mappin
 func (d *dispatcher) presentRoots(ctx context.Context, refresh *mapping.Refresh, group []root) (*table, []root, error) {
 	for {
 		t, err := d.rootTable(ctx, refresh)
-		if err != nil {
-			return nil, nil, err
+		if err != nil || t.absent != "" {
+			return t, nil, err
 		}
 		there, err := d.readRoots(ctx, t, refresh, slices.Clone(group))
 		if err != nil || !slices.ContainsFunc(t.relation.Columns, func(c cdc.Column) bool { return alterable(c.Type) }) {
@@ -519,25 +495,22 @@ func (d *dispatcher) rootTable(ctx context.Context, refresh *mapping.Refresh) (*
 	var rel *cdc.Relation
 	err := d.ask(ctx, "refresh "+refresh.Table.String(), func(ctx context.Context) (err error) {
 		rel, err = d.source.Relation(ctx, refresh.Table.Schema, refresh.Table.Name)
-		if err == nil && rel == nil {
-			err = fmt.Errorf("there is no table %s", refresh.Table)
-		}
-		if err == nil && rel.Column(refresh.Key) < 0 {
-			err = fmt.Errorf("table %s has no column %s", refresh.Table, refresh.Key)
-		}
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case rel == nil:
+		return &table{absent: "there is no such table"}, nil
+	case rel.Column(refresh.Key) < 0:
+		return &table{absent: "it has no column " + refresh.Key}, nil
 	}
 	if known := d.roots[refresh.Table]; known != nil && string(cdc.AppendRelation(nil, known.relation)) == string(cdc.AppendRelation(nil, rel)) {
 		return known, nil
 	}
-	t, err := d.compile(rel)
-	if err != nil {
-		return nil, err
-	}
+	t := d.compile(rel)
 	t.plans = slices.DeleteFunc(t.plans, func(p compiled) bool { return p.template.Source.Refresh != nil })
+	t.misfits = slices.DeleteFunc(t.misfits, func(m misfit) bool { return m.template.Source.Refresh != nil })
 	d.roots[refresh.Table] = t
 	return t, nil
 }
@@ -568,7 +541,7 @@ func (d *dispatcher) readRoots(ctx context.Context, t *table, refresh *mapping.R
 	there := group[:0]
 	for i := range group {
 		if rows[i] == nil {
-			for n := range t.plans {
+			for n := range t.plans { // a mapping that is held has nothing to tell of it either
 				d.worker.count(t.plans[n].renderer, cdc.OpUpdate, outcomeGone, 1)
 			}
 			continue

@@ -19,11 +19,12 @@ const (
 	outcomeFiltered          // no item: on or when left it out, or there was nothing to tell
 	outcomeLeft              // no item: the row has left when, and its record stays at the vendor
 	outcomeGone              // the row to read back is not there any more: a later change says so
+	outcomeHeld              // not rendered: the mapping does not fit the table, and a gap says so
 	outcomeRetried           // sent and to be sent again; it is not the last outcome of the item
 	outcomes
 )
 
-var outcomeNames = [outcomes]string{"delivered", "rejected", "coalesced", "filtered", "left", "gone", "retried"}
+var outcomeNames = [outcomes]string{"delivered", "rejected", "coalesced", "filtered", "left", "gone", "held", "retried"}
 
 const ops = int(cdc.OpRead) + 1
 

@@ -133,12 +133,13 @@ func (d *dispatcher) letter(ctx context.Context, r retryRequest) error {
 
 // resend dispatches a letter's change alone.
 func (d *dispatcher) resend(ctx context.Context, letter *Letter, r *renderer, open *openLetter, result *RetryResult) error {
-	change, t, reason := d.open(letter)
+	change, reason := d.open(letter)
 	if reason != "" {
 		d.worker.letters.unclaim(open)
 		result.Outcome, result.Reason = RetryRejected, reason
 		return nil
 	}
+	t := d.compile(change.Relation)
 	b := d.worker.ledger.beginLetter(open, letter.Change)
 	d.unit = unit{block: b, only: r, itemID: strings.TrimSuffix(letter.ItemID, SuffixAccount), urgent: true}
 	if suffix := strings.TrimPrefix(d.unit.itemID, letter.Position.String()+"/"+r.name); strings.HasPrefix(suffix, suffixRefresh) {
@@ -149,7 +150,11 @@ func (d *dispatcher) resend(ctx context.Context, letter *Letter, r *renderer, op
 		d.worker.letters.unclaim(open)
 		return err
 	}
-	if d.unit.sent == 0 {
+	switch {
+	case d.unit.misfit != "":
+		d.worker.letters.unclaim(open)
+		result.Outcome, result.Reason = RetryRejected, d.unit.misfit
+	case d.unit.sent == 0:
 		d.worker.letters.unclaim(open)
 		if err := d.worker.letters.resolve(ctx, []string{letter.ID}, LetterUnwanted); err != nil {
 			return err
@@ -166,17 +171,14 @@ func (d *dispatcher) resend(ctx context.Context, letter *Letter, r *renderer, op
 	return nil
 }
 
-// open decodes a letter's change and compiles the mappings for its relation; reason says why that is not possible.
-func (d *dispatcher) open(letter *Letter) (change *cdc.Change, t *table, reason string) {
+// open decodes a letter's change; reason says why that is not possible.
+func (d *dispatcher) open(letter *Letter) (change *cdc.Change, reason string) {
 	change, err := cdc.DecodeChange(letter.Change)
-	if err == nil {
-		doubt(change)
-		t, err = d.compile(change.Relation)
-	}
 	if err != nil {
-		reason = err.Error()
+		return nil, err.Error()
 	}
-	return change, t, reason
+	doubt(change)
+	return change, ""
 }
 
 // doubt takes types back that do not fit the row: they were looked up when they had been altered already. The values are read back then.

@@ -52,6 +52,7 @@ type Status struct {
 // Items counts what became of items since the start.
 type Items struct {
 	Delivered, Rejected, Coalesced, Filtered, Gone, Retried uint64
+	Held                                                    uint64 // changes of a table that a mapping does not fit: a gap lists them
 }
 
 // counts are Items as they grow.
@@ -69,7 +70,7 @@ func (w *Worker) Status() Status {
 	s.Items = Items{
 		Delivered: w.counts[outcomeDelivered].Load(), Rejected: w.counts[outcomeRejected].Load(),
 		Coalesced: w.counts[outcomeCoalesced].Load(), Filtered: w.counts[outcomeFiltered].Load(),
-		Gone: w.counts[outcomeGone].Load(), Retried: w.counts[outcomeRetried].Load(),
+		Gone: w.counts[outcomeGone].Load(), Held: w.counts[outcomeHeld].Load(), Retried: w.counts[outcomeRetried].Load(),
 	}
 	return s
 }

@@ -153,13 +153,17 @@ func privilegeError(err error) *Error {
 
 // streamError turns what the server says when a slot is made, started or read into an Error when an operator must act.
 func streamError(cfg *Config, err error) error {
-	code, message := sqlState(err)
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return fmt.Errorf("replication: %w", err)
+	}
+	code, message := pgErr.Code, pgErr.Message
 	switch {
 	case code == codePrivilege:
 		return privilegeError(err)
 	case code == codeObjectInUse: // somebody was quicker since we looked
 		return &busyError{slot: cfg.Slot, holder: message}
-	case code == codeUndefinedObject && strings.Contains(message, "publication"):
+	case code == codeUndefinedObject && isUnpublished(pgErr):
 		refused := unpublishedError(cfg)
 		refused.Err = err
 		return refused
@@ -169,9 +173,9 @@ func streamError(cfg *Config, err error) error {
 			Solution: "drop a slot that nobody uses (SELECT * FROM pg_replication_slots WHERE NOT active), or raise max_replication_slots and restart the server",
 			Err:      err,
 		}
-	case code == codeUndefinedFile, code == codeNotInState && isLost(message):
+	case code == codeUndefinedFile, code == codeNotInState && isLost(pgErr):
 		return lostError(cfg.Slot, err)
-	case code == codeNotInState && strings.Contains(message, "wal_level"):
+	case code == codeNotInState && isNotLogical(pgErr):
 		return walLevelError("", err)
 	}
 	return fmt.Errorf("replication: %w", withoutRow(err)) // a publication's row filter fails on a value
@@ -187,14 +191,37 @@ func unpublishedError(cfg *Config) *Error {
 	}
 }
 
-// isLost knows the server's ways of saying that a slot's WAL is gone (slot.c, logical.c; the words changed from 14 to 18).
-func isLost(message string) bool {
+// What follows tells apart errors of one SQLSTATE. The server's words are in the language of lc_messages; the name of its function is not
+// translated, and words are for what stands between, such as a proxy, that leaves it out.
+
+// isUnpublished knows that the publication does not exist (pg_publication.c and, before 15, its callers; a slot's absence is slot.c's).
+func isUnpublished(e *pgconn.PgError) bool {
+	switch e.Routine {
+	case "get_publication_oid", "GetPublicationByName":
+		return true
+	}
+	return strings.Contains(e.Message, "publication")
+}
+
+// isLost knows the server's ways of saying that a slot's WAL is gone: walsender.c of 14 and 15, logical.c of 16 and 17, slot.c of 18.
+func isLost(e *pgconn.PgError) bool {
+	switch e.Routine {
+	case "StartLogicalReplication", "ReplicationSlotAcquire", "RaiseSlotInvalidationError":
+		return true
+	case "CreateDecodingContext": // a physical slot and one of another database have no detail, and one that is being synchronized has a hint, too
+		return e.Detail != "" && e.Hint == ""
+	}
 	for _, words := range []string{"can no longer get changes", "can no longer access", "invalidated", "cannot read from logical replication slot"} {
-		if strings.Contains(message, words) {
+		if strings.Contains(e.Message, words) {
 			return true
 		}
 	}
 	return false
+}
+
+// isNotLogical knows that wal_level is too low (logical.c).
+func isNotLogical(e *pgconn.PgError) bool {
+	return e.Routine == "CheckLogicalDecodingRequirements" || strings.Contains(e.Message, "wal_level")
 }
 
 func lostError(slot string, err error) *Error {

@@ -234,7 +234,32 @@ type Vanished struct {
 
 type vanishedTable struct {
 	relation *cdc.Relation
-	rows     map[string][]byte // full tuples by key
+	rows     map[string]vanishedRow // by key
+}
+
+// vanishedRow is a full tuple in the form that its table had then.
+type vanishedRow struct {
+	relation *cdc.Relation
+	tuple    []byte
+}
+
+// as gives the tuple in the form that the table has now: a column that it did not have, or of another type, was not sent.
+func (r *vanishedRow) as(rel *cdc.Relation) ([]byte, error) {
+	if r.relation == rel {
+		return r.tuple, nil
+	}
+	values, err := cdc.DecodeTuple(nil, r.tuple, len(r.relation.Columns))
+	if err != nil {
+		return nil, err
+	}
+	row := make([]cdc.Value, len(rel.Columns))
+	for i := range rel.Columns {
+		row[i].Kind = cdc.Unchanged
+		if was := r.relation.Column(rel.Columns[i].Name); was >= 0 && r.relation.Columns[was].Type.Same(rel.Columns[i].Type) {
+			row[i] = values[was]
+		}
+	}
+	return cdc.AppendTuple(nil, row), nil
 }
 
 // Add takes a block of the log.
@@ -252,6 +277,7 @@ func (v *Vanished) Add(d *cdc.Decoder, block []byte) error {
 	}
 }
 
+// change takes the next change. A delete with a new row is one that a sink has missed: it still has that row.
 func (v *Vanished) change(c *cdc.Change) {
 	const most = 64 << 20 // bytes; the rest is for a comparison by hand
 	key := KeyColumns(c.Relation)
@@ -263,7 +289,7 @@ func (v *Vanished) change(c *cdc.Change) {
 	}
 	t := v.tables[c.Relation.String()]
 	if t == nil {
-		t = &vanishedTable{rows: make(map[string][]byte)}
+		t = &vanishedTable{rows: make(map[string]vanishedRow)}
 		v.tables[c.Relation.String()] = t
 	}
 	t.relation = c.Relation
@@ -274,6 +300,9 @@ func (v *Vanished) change(c *cdc.Change) {
 		return
 	}
 	name := rowKeyText(c.New, key)
+	if _, known := t.rows[name]; known && c.Op == cdc.OpDelete { // what is known from before may have more columns
+		return
+	}
 	row := make([]cdc.Value, len(c.New))
 	for i, value := range c.New {
 		if value.Kind == cdc.Unchanged && i < len(c.Old) && !c.OldIsKey {
@@ -286,7 +315,7 @@ func (v *Vanished) change(c *cdc.Change) {
 		v.Incomplete = true
 		return
 	}
-	t.rows[name] = tuple
+	t.rows[name] = vanishedRow{relation: c.Relation, tuple: tuple}
 }
 
 func rowKeyText(row []cdc.Value, key []int) string {
@@ -321,7 +350,11 @@ func (v *Vanished) Find(ctx context.Context, reader *Reader, found func(rel *cdc
 			if len(key) != len(KeyColumns(t.relation)) {
 				continue
 			}
-			keys, rows = append(keys, key), append(rows, row)
+			tuple, err := row.as(t.relation)
+			if err != nil {
+				return err
+			}
+			keys, rows = append(keys, key), append(rows, tuple)
 			if len(keys) == batch {
 				if err := ask(); err != nil {
 					return err

@@ -105,9 +105,9 @@ func (c *carrier) withdrawSome(ctx context.Context, reader *Reader, t *vanishedT
 		return 0, nil
 	}
 	deleted := 0
-	err = c.s.between(ctx, &appending{carrier: c, done: make(chan error, 1), instead: func() error {
-		deleted = c.deleteRows(t, gone, xids)
-		return nil
+	err = c.s.between(ctx, &appending{carrier: c, done: make(chan error, 1), instead: func() (err error) {
+		deleted, err = c.deleteRows(t, asked, gone, xids)
+		return err
 	}})
 	return deleted, err
 }
@@ -134,13 +134,20 @@ func (c *carrier) unseen(names []string) []uint32 {
 // withdrawnOrdinal keeps the positions of withdrawn rows from those of a transaction whose commit begins where they lie.
 const withdrawnOrdinal = 1 << 30
 
-// deleteRows appends deletes of full rows as a transaction of its own, in a block of its own: the relation is the log's, not the
-// stream's. s.out.mu is held, and no transaction is open.
-func (c *carrier) deleteRows(t *vanishedTable, names []string, seen []uint32) (deleted int) {
+// deleteRows appends deletes of full rows as a transaction of its own, in a block of its own: the relation is the table's as it is
+// now, not the stream's. s.out.mu is held, and no transaction is open.
+func (c *carrier) deleteRows(t *vanishedTable, present *cdc.Relation, names []string, seen []uint32) (deleted int, err error) {
+	rows := make(map[string][]byte, len(names))
+	for _, name := range names {
+		row := t.rows[name]
+		if rows[name], err = row.as(present); err != nil {
+			return 0, err
+		}
+	}
 	out, m := c.s.out, &c.s.tracking.merge
 	for xid := range m.wide {
 		if !slices.Contains(seen, xid) {
-			return 0 // any key may have come back
+			return 0, nil // any key may have come back
 		}
 	}
 	if out.dirty {
@@ -153,9 +160,9 @@ func (c *carrier) deleteRows(t *vanishedTable, names []string, seen []uint32) (d
 		}
 		if deleted == 0 {
 			out.writer.Begin(0, at, time.Now(), withdrawnOrdinal+c.withdrawn)
-			out.writer.Relation(t.relation.OID, cdc.AppendRelation(nil, t.relation))
+			out.writer.Relation(present.OID, cdc.AppendRelation(nil, present))
 		}
-		out.writer.Row(deleteMessage(t.relation.OID, t.rows[name]))
+		out.writer.Row(deleteMessage(present.OID, rows[name]))
 		deleted++
 	}
 	if deleted > 0 {
@@ -165,5 +172,5 @@ func (c *carrier) deleteRows(t *vanishedTable, names []string, seen []uint32) (d
 		out.seal(blockSize)
 		out.offer()
 	}
-	return deleted
+	return deleted, nil
 }
