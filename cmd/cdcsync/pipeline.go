@@ -71,7 +71,7 @@ func newPipeline(ctx context.Context, cfg *config.Config, templates []*mapping.T
 	if err := refuseHalfExported(ctx, p.buffer, source, logger); err != nil {
 		return nil, err
 	}
-	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication, Needs: neededColumns(templates), Delivered: p.delivered}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
+	p.backfills, err = replication.NewBackfills(ctx, replication.BackfillConfig{URL: source.URL, Publication: source.Publication, MaxRow: source.MaxRow, Needs: neededColumns(templates), Delivered: p.delivered}, p.buffer, deliveries{p.buffer, cfg.Sinks}, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +120,7 @@ func (p *pipeline) openSinks(ctx context.Context, skipMissed []string) error {
 		if _, ok := limiters[s.Account]; !ok && s.Rate.Per > 0 {
 			limiters[s.Account] = rate.NewLimiter(rate.Limit(s.Rate.PerSecond()), max(1, s.Concurrency))
 		}
-		p.workers = append(p.workers, delivery.New(workerConfig(s), delivery.Deps{
+		p.workers = append(p.workers, delivery.New(workerConfig(s, &p.cfg.Buffer), delivery.Deps{
 			Blocks: blocks{cursor}, Letters: letters{p.buffer, s.Name}, Gaps: p.buffer, Tracks: tracks{p.buffer, s.Name}, Pauses: pauses{p.buffer, s.Name},
 			Source: source{p.reader}, Sink: sink, Mappings: templatesOf(p.templates, s.Name), Limiter: limiters[s.Account], Account: accounts[s.Account],
 			Logger: p.logger, Registerer: p.metrics, Pulse: p.pulse,
@@ -332,7 +332,7 @@ func bufferConfig(cfg *config.Config) buffer.Config {
 func sourceConfig(cfg *config.Config, templates []*mapping.Template) replication.Config {
 	c := replication.Config{
 		URL: cfg.Source.URL.Reveal(), Slot: cfg.Source.Slot, Publication: cfg.Source.Publication, Manage: cfg.Source.Manage,
-		AckDelivered: cfg.Buffer.Ack == config.AckDelivered,
+		AckDelivered: cfg.Buffer.Ack == config.AckDelivered, MaxRow: int64(cfg.Buffer.MaxRow),
 	}
 	at := make(map[mapping.Table]int)
 	for _, t := range templates {
@@ -356,9 +356,9 @@ func sourceConfig(cfg *config.Config, templates []*mapping.Template) replication
 	return c
 }
 
-func workerConfig(s *config.Sink) delivery.Config {
+func workerConfig(s *config.Sink, b *config.Buffer) delivery.Config {
 	return delivery.Config{
-		Sink: s.Name, Type: string(s.Type),
+		Sink: s.Name, Type: string(s.Type), MaxItem: int(b.MaxRow),
 		Batch:          delivery.Batch{Items: s.Batch.Items, Bytes: int(s.Batch.Bytes), Wait: s.Batch.Wait},
 		Concurrency:    s.Concurrency,
 		Retry:          backoff.Range{Min: s.Retry.Min, Max: s.Retry.Max},

@@ -161,7 +161,7 @@ func (r *recovery) run(ctx context.Context, tables []replication.BackfillSpec) (
 
 // startBackfills begins with every table anew: what an earlier attempt has started has sent nothing yet.
 func (r *recovery) startBackfills(ctx context.Context, tables []replication.BackfillSpec) error {
-	backfills, err := replication.NewBackfills(ctx, replication.BackfillConfig{URL: r.source.URL, Publication: r.source.Publication}, r.buffer, deliveries{r.buffer, r.cfg.Sinks}, r.logger)
+	backfills, err := replication.NewBackfills(ctx, replication.BackfillConfig{URL: r.source.URL, Publication: r.source.Publication, MaxRow: r.source.MaxRow}, r.buffer, deliveries{r.buffer, r.cfg.Sinks}, r.logger)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func (l letters) Letter(ctx context.Context, id string) (delivery.Letter, bool, 
 
 func (l letters) Open(ctx context.Context) iter.Seq2[delivery.Letter, error] {
 	return func(yield func(delivery.Letter, error) bool) {
-		for stored, err := range l.buffer.Letters(ctx, buffer.LetterFilter{Sink: l.sink, State: buffer.LetterOpen}) {
+		for stored, err := range l.buffer.Letters(ctx, buffer.LetterFilter{Sink: l.sink, State: buffer.LetterOpen, Heads: true}) {
 			if !yield(deliveredLetter(&stored), err) {
 				return
 			}

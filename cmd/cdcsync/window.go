@@ -200,7 +200,7 @@ func (w *window) knows(sink string) error {
 }
 
 func letterFilter(f admin.LetterFilter) buffer.LetterFilter {
-	filter := buffer.LetterFilter{Sink: f.Sink, Mapping: f.Mapping, Reason: f.Reason, State: buffer.LetterState(f.State), Limit: f.Limit}
+	filter := buffer.LetterFilter{Sink: f.Sink, Mapping: f.Mapping, Reason: f.Reason, State: buffer.LetterState(f.State), Limit: f.Limit, Heads: true}
 	if f.Table != "" {
 		filter.Table = mapping.ParseTable(f.Table).String()
 	}
@@ -270,6 +270,16 @@ func shownKey(key string) string {
 	return strings.Join(shown, ",")
 }
 
+// longestShown bounds a value that is shown; a letter is kept whole.
+const longestShown = 1 << 20
+
+func shownText(text []byte) string {
+	if len(text) <= longestShown {
+		return string(text)
+	}
+	return strings.ToValidUTF8(string(text[:longestShown]), "") + fmt.Sprintf("… (%d bytes)", len(text))
+}
+
 // shownRow has every column that was received in Postgres's text form; bytes that have no form in UTF-8 are written as \xNN.
 func shownRow(rel *cdc.Relation, values []cdc.Value) (json.RawMessage, error) {
 	if values == nil {
@@ -281,10 +291,10 @@ func shownRow(rel *cdc.Relation, values []cdc.Value) (json.RawMessage, error) {
 		case cdc.Null:
 			row[rel.Columns[i].Name] = nil
 		case cdc.Text:
-			text := string(v.Data)
+			text := shownText(v.Data)
 			row[rel.Columns[i].Name] = &text
 		case cdc.Invalid:
-			text := cdc.CharsetByName(rel.Encoding).Show(v.Data)
+			text := cdc.CharsetByName(rel.Encoding).Show(v.Data[:min(len(v.Data), longestShown)])
 			row[rel.Columns[i].Name] = &text
 		case cdc.Absent, cdc.Unchanged: // not received
 		}

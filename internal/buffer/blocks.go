@@ -148,8 +148,8 @@ func (b *Buffer) Append(ctx context.Context, block []byte) error {
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(block) <= recentBytes && len(b.cfg.Sinks) > 0 {
-		b.recent.add(end, b.stored.end, block, time.Now())
+	if len(b.cfg.Sinks) > 0 {
+		b.recent.add(end, b.stored.end, block, time.Now(), len(b.cfg.Sinks))
 	} else {
 		b.recent.clear()
 	}

@@ -69,6 +69,7 @@ type LetterFilter struct {
 	State                LetterState
 	After, Before        time.Time // parked at or after, and before
 	Limit                int
+	Heads                bool // item and change are left out where they are so large that they are stored apart
 }
 
 // ErrNoLetter is returned for the id of a letter that is not, or no longer, there.
@@ -258,16 +259,18 @@ func (b *Buffer) UpdateLetter(ctx context.Context, l Letter) error {
 }
 
 func (b *Buffer) storeLetter(ctx context.Context, l Letter) error {
-	head, rest, err := b.encodeLetter(l)
+	head, contents, err := b.encodeLetter(l)
 	if err != nil {
 		return fmt.Errorf("dead letter %s: %w", l.ID, err)
 	}
 	entry := letterEntry{sink: l.Sink, table: l.Table, state: l.State, item: b.letters.hash(l.Sink, l.ItemID)}
 	m := &nats.Msg{Subject: b.letterSubject(l.Sink, l.ID), Data: head, Header: nats.Header{}}
-	if len(rest) > 0 {
+	size := int(b.write.MaxPayload()) - headerBytes
+	parts := (contents.length() + size - 1) / size
+	if parts > 0 {
 		b.letters.mu.Lock()
 		b.letters.parts++
-		entry.parts = fmt.Sprintf("%s-%d/%d", b.writer, b.letters.parts, len(rest))
+		entry.parts = fmt.Sprintf("%s-%d/%d", b.writer, b.letters.parts, parts)
 		b.letters.mu.Unlock()
 		m.Header.Set(letterPartsHeader, entry.parts)
 	}
@@ -280,7 +283,11 @@ func (b *Buffer) storeLetter(ctx context.Context, l Letter) error {
 		}
 	}
 	// The parts come first: a letter whose first message is there is whole.
-	for i, data := range rest {
+	for i := range parts {
+		data, err := contents.next(size)
+		if err != nil {
+			return fmt.Errorf("dead letter %s: %w", l.ID, err)
+		}
 		if _, err := b.publish(ctx, &nats.Msg{Subject: b.partSubject(l.ID, entry.parts, i), Data: data}); err != nil {
 			return fmt.Errorf("dead letter %s: %w", l.ID, err)
 		}
@@ -296,22 +303,21 @@ func (b *Buffer) storeLetter(ctx context.Context, l Letter) error {
 }
 
 // encodeLetter returns the letter's first message and, when it is too large for one, the parts of its contents.
-func (b *Buffer) encodeLetter(l Letter) (head []byte, rest [][]byte, err error) {
+func (b *Buffer) encodeLetter(l Letter) (head []byte, contents *letterContents, err error) {
 	size := int(b.write.MaxPayload()) - headerBytes
-	if head, err = marshal(l); err != nil || len(head) <= size {
-		return head, nil, err
+	if len(l.Item)+len(l.Change) < size {
+		if head, err = marshal(l); err != nil || len(head) <= size {
+			return head, nil, err
+		}
 	}
-	contents, err := marshal(Letter{Item: l.Item, Change: l.Change})
-	if err != nil {
-		return nil, nil, err
-	}
+	contents = newLetterContents(l.Item, l.Change)
 	l.Item, l.Change = nil, nil
 	if head, err = marshal(l); err == nil && len(head) > size { // a key or a reason of a megabyte
 		const bounded = 4 << 10
 		l.Key, l.Reason = l.Key[:min(len(l.Key), bounded)], l.Reason[:min(len(l.Reason), bounded)]
 		head, err = marshal(l)
 	}
-	return head, cut(contents, size), err
+	return head, contents, err
 }
 
 func (b *Buffer) letterSubject(sink, id string) string {
@@ -427,6 +433,9 @@ func (b *Buffer) letterContents(ctx context.Context, id, parts string) ([]byte, 
 		if err != nil {
 			return nil, fmt.Errorf("part %d: %w", i, err)
 		}
+		if contents == nil {
+			contents = part{count: n}.room(len(p.data))
+		}
 		contents = append(contents, p.data...)
 	}
 	return contents, nil
@@ -457,7 +466,7 @@ func (b *Buffer) Letters(ctx context.Context, f LetterFilter) iter.Seq2[Letter, 
 			if head := b.decodeLetter(m); !f.matches(&head) {
 				return nil
 			}
-			l, err := b.readLetter(ctx, m)
+			l, err := b.filtered(ctx, m, f.Heads)
 			if errors.Is(err, ErrNoLetter) { // its parts have been discarded meanwhile
 				return nil
 			}
@@ -474,6 +483,13 @@ func (b *Buffer) Letters(ctx context.Context, f LetterFilter) iter.Seq2[Letter, 
 			yield(Letter{}, err)
 		}
 	}
+}
+
+func (b *Buffer) filtered(ctx context.Context, m message, head bool) (Letter, error) {
+	if head {
+		return b.decodeLetter(m), nil
+	}
+	return b.readLetter(ctx, m)
 }
 
 func (f *LetterFilter) matches(l *Letter) bool {

@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"fmt"
+	"runtime/debug"
 	"strconv"
 	"strings"
 )
@@ -19,6 +20,9 @@ func (p part) room(first int) []byte {
 	const most = 128 << 20 // beyond what a header may promise, append makes room
 	return make([]byte, 0, min(p.count, most/max(first, 1))*first)
 }
+
+// worthCollecting is the size of a block before which garbage is collected, since a large row's memory is bounded.
+const worthCollecting = 4 << 20
 
 // parsePart reads a part's header; without one the message is a whole block.
 func parsePart(header string) (part, error) {
@@ -52,6 +56,10 @@ func (a *assembler) add(seq uint64, p part, data []byte) (block []byte, first ui
 		*a = assembler{}
 		return data, seq, true
 	case p.index == 1:
+		*a = assembler{}
+		if p.count*len(data) >= worthCollecting {
+			debug.FreeOSMemory()
+		}
 		*a = assembler{buf: append(p.room(len(data)), data...), last: p, seq: seq, first: seq}
 		return nil, 0, false
 	case !follows:

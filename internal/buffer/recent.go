@@ -18,19 +18,31 @@ type recent struct {
 type recentBlock struct {
 	Block
 	after uint64 // sequence of the whole block before
+	left  int    // of a block that is larger than recentBytes: sinks that have not read it
 }
 
-// add takes the block that follows the last one.
-func (r *recent) add(seq, after uint64, data []byte, at time.Time) {
-	r.blocks = append(r.blocks, recentBlock{Block{Seq: seq, Data: data, Stored: at}, after})
+// add takes the block that follows the last one. The newest stays whatever its size: to read it back would cost more memory.
+func (r *recent) add(seq, after uint64, data []byte, at time.Time, sinks int) {
+	r.blocks = append(r.blocks, recentBlock{Block{Seq: seq, Data: data, Stored: at}, after, sinks})
 	r.bytes += len(data)
 	drop := 0
-	for r.bytes > recentBytes {
+	for r.bytes > recentBytes && drop < len(r.blocks)-1 {
 		r.bytes -= len(r.blocks[drop].Data)
 		r.blocks[drop] = recentBlock{} // the array lives on
 		drop++
 	}
 	r.blocks = r.blocks[drop:]
+}
+
+// taken notes that one more sink has read a block. A large one goes when all have.
+func (r *recent) taken(seq uint64) {
+	last := len(r.blocks) - 1
+	if last < 0 || r.blocks[last].Seq != seq || len(r.blocks[last].Data) <= recentBytes {
+		return
+	}
+	if r.blocks[last].left--; r.blocks[last].left <= 0 {
+		r.clear()
+	}
 }
 
 func (r *recent) clear() { *r = recent{} }

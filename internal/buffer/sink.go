@@ -112,6 +112,9 @@ func (s *Sink) Next(ctx context.Context) (Block, error) {
 			s.ahead = s.ahead[1:]
 		case ok:
 			s.fetched, s.parts = block.Seq, assembler{}
+			s.b.mu.Lock()
+			s.b.recent.taken(block.Seq)
+			s.b.mu.Unlock()
 			s.goesOn()
 			footer, err := cdc.ReadFooter(block.Data)
 			if err != nil {

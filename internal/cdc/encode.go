@@ -10,23 +10,80 @@ import (
 // Whom the change is addressed to (Targets, Except) is not part of it.
 func EncodeChange(c *Change) []byte {
 	var w Writer
+	old, now := c.Relation.Raw(c.Old), c.Relation.Raw(c.New)
+	relation := AppendRelation(nil, c.Relation)
+	const slack = 1 << 10 // frames and footer
+	w.Grow(len(relation) + tupleSize(old) + tupleSize(now) + slack)
 	if c.Op == OpRead && c.Oversized == nil {
 		w.BeginChunk(Chunk{LSN: c.Position.Commit, At: c.CommitTime, Ordinal: c.Position.Ordinal - 1})
-		w.Relation(c.Relation.OID, AppendRelation(nil, c.Relation))
-		w.Reads(AppendRead(nil, c.Relation.OID, len(c.New), AppendValues(nil, c.Relation.Raw(c.New))), 1)
+		w.Relation(c.Relation.OID, relation)
+		w.read(c.Relation.OID, now)
 		return w.Seal(nil, nil)
 	}
 	w.Begin(c.XID, c.Position.Commit, c.CommitTime, c.Position.Ordinal-1)
-	w.Relation(c.Relation.OID, AppendRelation(nil, c.Relation))
+	w.Relation(c.Relation.OID, relation)
 	switch {
 	case c.Oversized != nil:
 		w.Oversized(c.Op, c.Relation.OID, *c.Oversized)
 	case c.Op == OpTruncate:
 		w.Truncate(c.Relation.OID)
 	default:
-		w.Row(c.appendMessage(nil))
+		w.change(c, old, now)
 	}
 	return w.Seal(nil, nil)
+}
+
+// read is Reads of one row, which is written in place, since it may be large.
+func (w *Writer) read(oid uint32, values []Value) {
+	size := 4 + 2
+	for i := range values {
+		size += 4 + len(values[i].sent())
+	}
+	w.buf = beginFrame(w.buf, frameRead, size)
+	w.buf = binary.BigEndian.AppendUint32(w.buf, oid)
+	w.buf = binary.BigEndian.AppendUint16(w.buf, uint16(len(values)))
+	w.buf = AppendValues(w.buf, values)
+	w.countReads(1)
+}
+
+// change is Row of pgoutput's message for an insert, update or delete, which is written in place.
+func (w *Writer) change(c *Change, old, now []Value) {
+	kind := [...]byte{OpInsert: frameInsert, OpUpdate: frameUpdate, OpDelete: frameDelete}
+	w.buf = beginFrame(w.buf, kind[c.Op], 4+tupleSize(old)+tupleSize(now))
+	w.buf = binary.BigEndian.AppendUint32(w.buf, c.Relation.OID)
+	if old != nil {
+		mark := byte('O')
+		if c.OldIsKey {
+			mark = 'K'
+		}
+		w.buf = AppendTuple(append(w.buf, mark), old)
+	}
+	if now != nil {
+		w.buf = AppendTuple(append(w.buf, 'N'), now)
+	}
+	w.count()
+}
+
+// tupleSize is the length of a tuple in pgoutput's form behind its mark; 0 for none.
+func tupleSize(values []Value) int {
+	if values == nil {
+		return 0
+	}
+	size := 1 + 2
+	for i := range values {
+		if size++; values[i].Kind == Text {
+			size += 4 + len(values[i].Data)
+		}
+	}
+	return size
+}
+
+// sent is the text of a value; nil for one without.
+func (v *Value) sent() []byte {
+	if v.Kind != Text {
+		return nil
+	}
+	return v.Data
 }
 
 // DecodeChange is the inverse of EncodeChange.
@@ -41,23 +98,6 @@ func DecodeChange(block []byte) (*Change, error) {
 		err = &CorruptError{Reason: fmt.Sprintf("no change in %d bytes", len(block))}
 	}
 	return &c, err
-}
-
-// appendMessage appends pgoutput's message for an insert, update or delete.
-func (c *Change) appendMessage(dst []byte) []byte {
-	kind := [...]byte{OpInsert: frameInsert, OpUpdate: frameUpdate, OpDelete: frameDelete}
-	dst = binary.BigEndian.AppendUint32(append(dst, kind[c.Op]), c.Relation.OID)
-	if c.Old != nil {
-		mark := byte('O')
-		if c.OldIsKey {
-			mark = 'K'
-		}
-		dst = AppendTuple(append(dst, mark), c.Relation.Raw(c.Old))
-	}
-	if c.New != nil {
-		dst = AppendTuple(append(dst, 'N'), c.Relation.Raw(c.New))
-	}
-	return dst
 }
 
 // Append appends what String gives.

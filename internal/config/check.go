@@ -48,6 +48,10 @@ func isEmpty(n *yaml.Node) bool {
 
 func (c *checker) buffer() {
 	b := &c.config.Buffer
+	const largest = 64 << 20
+	if b.MaxRow > largest {
+		c.wrong(c.config.File, "buffer.max_row", "is more than 64MiB", "a row is in memory while it is handled; larger ones become dead letters")
+	}
 	if b.NATS == nil {
 		return
 	}

@@ -59,6 +59,7 @@ const (
 type Buffer struct {
 	Dir     string // of the embedded JetStream, relative to the working directory; empty with NATS
 	MaxSize Size
+	MaxRow  Size // the largest row that is carried, and the largest item that is made of one
 	Ack     Ack
 	NATS    *NATS // an external cluster; nil means embedded
 }

@@ -104,6 +104,12 @@ func (b *Buffer) keys() []key {
 			doc:      "Most bytes to keep. When it is full the capture pauses, the slot holds the WAL and the status turns red; nothing is lost.",
 		},
 		{
+			name: "max_row", value: size(&b.MaxRow, "64KiB"),
+			fallback: "16MiB", // four times this fits beside the daemon's own memory into a container of 256 MiB
+			doc: "Largest row that is carried, at most 64MiB, and largest item that is made of one. A larger one becomes a dead letter that names its table " +
+				"and key, and costs no memory. Handling a large row takes up to three times its size, up to four times in a backfill and as a dead letter.",
+		},
+		{
 			name: "ack", value: enum(&b.Ack, AckStored, AckDelivered), fallback: string(AckStored),
 			doc: "When the slot may move. `stored`: when the buffer has the change, so that no vendor can make the source hold WAL. " +
 				"`delivered`: when every sink has it, for a disk that does not last.",

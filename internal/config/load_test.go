@@ -87,7 +87,7 @@ func TestDefaults(t *testing.T) {
 			URL: secret.New("postgres://localhost/app"), QueryURL: secret.New("postgres://localhost/app"), QueryTimeout: 30 * time.Second,
 			Slot: "cdcsync", Publication: "cdcsync", Survey: 10 * time.Second, Repair: RepairAsk, Manage: true,
 		},
-		Buffer:   Buffer{Dir: "./cdcsync-data", MaxSize: 10 << 30, Ack: AckStored},
+		Buffer:   Buffer{Dir: "./cdcsync-data", MaxSize: 10 << 30, MaxRow: 16 << 20, Ack: AckStored},
 		Admin:    Admin{Listen: "127.0.0.1:8484"},
 		Shutdown: Shutdown{Grace: 30 * time.Second},
 		Log:      Log{Level: LogInfo, Format: LogText},

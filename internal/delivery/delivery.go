@@ -48,6 +48,8 @@ type Config struct {
 	ConfirmTimeout time.Duration
 	// ConfirmRate is how many confirmations may be asked for per second; 0 means 250, a margin over 8 lanes of 50 ms requests.
 	ConfirmRate float64
+	// MaxItem is how many bytes a rendered item may have; 0 for any.
+	MaxItem int
 	// Memory bounds the bytes of blocks and rendered items that are not settled, but for one item; 0 means 8 MiB.
 	Memory int64
 	// Patience is how long one request, question or write may take before the worker counts as hung; 0 means 1 m.

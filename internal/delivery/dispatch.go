@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -431,6 +432,7 @@ func (d *dispatcher) emit(ctx context.Context, c *cdc.Change, p *compiled, part 
 	l := d.worker.lanes[number]
 	b := d.openBatch(l)
 	start := len(b.buf)
+	d.env.Largest = d.worker.cfg.MaxItem
 	buf, err := p.plan.Append(b.buf, c, part, &d.env)
 	if err != nil {
 		b.buf = buf[:start]
@@ -644,6 +646,11 @@ func (w *Worker) recycle(b *batch) {
 	w.memory.release(b.charged, 0)
 	w.memory.batch(-1)
 	if cap(b.buf) > 2*w.cfg.Batch.Bytes { // an exceptionally large item is not kept
+		const worth = 4 << 20
+		large := cap(b.buf) >= worth
+		if *b = (batch{}); large {
+			debug.FreeOSMemory()
+		}
 		return
 	}
 	b.reset()
@@ -707,12 +714,30 @@ func (d *dispatcher) reject(c *cdc.Change, r *renderer, it item, key []byte, rea
 	d.unit.block.pending.Add(1)
 	letter := Letter{
 		ItemID: string(it.appendID(nil)), Sink: d.worker.cfg.Sink, Mapping: r.name, Table: r.table, Key: string(key), Op: it.op,
-		Position: c.Position, Reason: reason, At: time.Now(), Change: cdc.EncodeChange(c), State: LetterOpen,
+		Position: c.Position, Reason: reason, At: time.Now(), Change: d.encoded(c), State: LetterOpen,
 	}
 	if open := d.unit.block.letter; open != nil {
 		letter.Attempts = d.worker.letters.attempts(open)
 	}
 	d.refuse = append(d.refuse, refusal{letter: letter, place: it.place(), renderer: r})
+}
+
+// encoded is a change as a block of its own, which the block is where a large row is alone in it.
+func (d *dispatcher) encoded(c *cdc.Change) []byte {
+	if b := d.unit.block; !d.unit.keep && d.unit.fetched == nil && b.letter == nil && isAlone(b.data) {
+		return b.data
+	}
+	return cdc.EncodeChange(c)
+}
+
+// isAlone reports whether a block is a large one with a single change.
+func isAlone(block []byte) bool {
+	const large = 1 << 20
+	if len(block) < large {
+		return false
+	}
+	footer, err := cdc.ReadFooter(block)
+	return err == nil && footer.Changes == 1
 }
 
 func (d *dispatcher) parkRefused(ctx context.Context) error {
@@ -730,8 +755,13 @@ func (d *dispatcher) parkRefused(ctx context.Context) error {
 		d.worker.count(d.refuse[i].renderer, letters[i].Op, outcomeRejected, 1)
 		d.refuse[i].place.settle()
 	}
+	const worth = 4 << 20
+	large := slices.ContainsFunc(letters, func(l Letter) bool { return len(l.Change) >= worth })
 	clear(d.refuse)
 	d.refuse = d.refuse[:0]
+	if clear(letters); large {
+		debug.FreeOSMemory()
+	}
 	return nil
 }
 

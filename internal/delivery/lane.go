@@ -475,6 +475,9 @@ func (b *batch) source(it *item) ([]byte, error) {
 	if it.change.to > it.change.from {
 		return append([]byte(nil), b.bytes(it.change)...), nil
 	}
+	if isAlone(it.block.data) {
+		return it.block.data, nil
+	}
 	var d cdc.Decoder
 	var c cdc.Change
 	if _, err := d.Reset(it.block.data); err != nil {

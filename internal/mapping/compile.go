@@ -3,6 +3,7 @@ package mapping
 import (
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -17,7 +18,7 @@ import (
 func (t *Template) Compile(rel *cdc.Relation) (*Plan, problem.List) {
 	c := &planCompiler{reporter: reporter{source: t.Source}, template: t, relation: rel, reads: map[int]bool{}, slots: map[string]int{}}
 	plan := &Plan{
-		template: t, relation: rel,
+		template: t, relation: rel, most: math.MaxInt,
 		parentScopes: t.parentScopes,
 		identity:     identityOf(rel),
 	}

@@ -162,6 +162,8 @@ type Rows struct {
 type Env struct {
 	// Lookups has the result of each lookup for the part's keys, in the order of Template.Lookups.
 	Lookups []Rows
+	// Largest is how many bytes an item may have, 0 for any. A larger one is refused, as far as it can be told, before it takes the memory.
+	Largest int
 }
 
 // Part is one item that a change gives, or the reason why it gives none.

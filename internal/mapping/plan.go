@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/cdcsync/cdcsync/internal/cdc"
@@ -45,6 +46,7 @@ type Plan struct {
 	keyBefore   []byte          // scratch
 	keyAfter    []byte
 	flagsBuffer []byte
+	most        int // the length that the buffer may have while an item is rendered
 }
 
 // lookup is what is known of a lookup's result from its first rendering on.
@@ -121,7 +123,12 @@ func (p *Plan) Append(dst []byte, ch *cdc.Change, part *Part, env *Env) ([]byte,
 		prog = p.withdraw
 	}
 	p.machine.next()
+	p.most = math.MaxInt
+	if env != nil && env.Largest > 0 {
+		p.most = len(dst) + env.Largest
+	}
 	out, reject := p.render(dst, prog, &r)
+	p.most = math.MaxInt
 	switch {
 	case reject == nothing:
 		return dst, ErrNothing
@@ -155,6 +162,9 @@ func (p *Plan) render(dst []byte, prog *program, r *row) ([]byte, *RejectError) 
 			if all = all.and(p.rejected(s.path, reject)); len(all.More) == maxFaults-1 {
 				return dst, all
 			}
+		}
+		if len(dst) > p.most {
+			return dst, all.and(p.rejected(s.path, tooLarge(p.columnName(s))))
 		}
 	}
 	return append(dst, prog.tail...), all
@@ -200,7 +210,7 @@ func appendComma(dst []byte) []byte {
 }
 
 // appendColumn is the way that nearly every value goes: from the tuple's text to JSON.
-func (p *Plan) appendColumn(dst []byte, s *step, r *row) ([]byte, *RejectError) {
+func (p *Plan) appendColumn(dst []byte, s *step, r *row) (_ []byte, reject *RejectError) {
 	v := r.value(s.operand.column)
 	if v.Kind != cdc.Text && v.Kind != cdc.Null {
 		return dst, missing(p.relation, s.operand.column, v.Kind)
@@ -214,6 +224,11 @@ func (p *Plan) appendColumn(dst []byte, s *step, r *row) ([]byte, *RejectError) 
 			return dst, p.columnReject(s, errNull)
 		}
 		return append(dst, "null"...), nil
+	}
+	if len(v.Data) > largeValue {
+		if dst, reject = room(p, dst, s, v.Data); reject != nil {
+			return dst, reject
+		}
 	}
 	start := len(dst)
 	var err error
@@ -277,6 +292,11 @@ func (p *Plan) appendComputed(dst []byte, s *step, r *row) ([]byte, *RejectError
 	if s.flags && tellsNothing(v) {
 		return dst, nothing
 	}
+	if text, ok := v.(string); ok && len(text) > largeValue {
+		if dst, reject = room(p, dst, s, text); reject != nil {
+			return dst, reject
+		}
+	}
 	dst, skip := s.begin(dst, v == nil)
 	if skip {
 		return dst, nil
@@ -300,6 +320,9 @@ func (p *Plan) decodeColumn(s *step, r *row) (any, *RejectError) {
 	case cdc.Null:
 		return nil, nil
 	case cdc.Text:
+		if len(v.Data) > p.most {
+			return nil, tooLarge(p.columnName(s))
+		}
 		rendered, err := s.codec.append(nil, v.Data)
 		if err != nil {
 			return nil, p.columnReject(s, err)

@@ -27,7 +27,7 @@ func (p *Plan) Route(dst *Route, ch *cdc.Change) error {
 	switch {
 	case ch.Oversized != nil:
 		if t.Sends(ch.Op) {
-			p.reject(dst, ch.Op, &RejectError{Reason: "the row is larger than cdcsync carries"})
+			p.reject(dst, ch.Op, &RejectError{Reason: "the row is larger than buffer.max_row", Solution: "raise buffer.max_row (at most 64MiB)"})
 		}
 	case ch.Op == cdc.OpTruncate:
 		p.reject(dst, ch.Op, &RejectError{Reason: "the table was truncated, which no vendor can be told", Solution: "delete the records at the vendor, or send the table again with a backfill"})

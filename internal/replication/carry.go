@@ -251,8 +251,12 @@ func (c *carrier) append(ctx context.Context) error {
 		return err
 	}
 	c.b.counted(c.e)
+	fill := c.chunk.fill()
+	if cap(c.chunk.frames) > 2*chunkBytes { // the log has a large row now
+		c.chunk.frames = nil
+	}
 	c.s.metrics.backfilled(a.appended, a.hidden)
-	c.sizer.read(c.chunk.size(c.size), c.chunk.took, c.chunk.fill())
+	c.sizer.read(c.chunk.size(c.size), c.chunk.took, fill)
 	if c.limiter == nil || a.appended == 0 {
 		return nil
 	}
@@ -490,6 +494,10 @@ func (a *appending) some(first, end int) (next int) {
 	from := c.from(first)
 	size := c.rows[first].frame - from
 	out.reserve(size + len(c.encoded))
+	if size >= largeMessage {
+		collect(size)
+		w.Grow(size + len(c.encoded) + footerSlack)
+	}
 	if !w.Has(c.relation.OID) {
 		w.Relation(c.relation.OID, c.encoded)
 	}

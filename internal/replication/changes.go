@@ -99,6 +99,10 @@ func (s *session) count(rel *relation) bool {
 // place makes the block ready for a change of rel with n bytes.
 func (s *session) place(rel *relation, n int) {
 	s.out.reserve(n + len(rel.encoded))
+	if n > largeMessage {
+		collect(n)
+		s.out.writer.Grow(n + len(rel.encoded) + footerSlack)
+	}
 	if !s.tx.begun {
 		s.open(s.tx.ordinal - 1)
 	} else if s.tx.skipped > 0 {

@@ -59,7 +59,7 @@ type chunkQueries struct{ first, next, again, firstKey, nextKey, againKey string
 func (r *chunkReader) close(ctx context.Context) {
 	if r.conn != nil {
 		hangUp(ctx, r.conn)
-		r.conn = nil
+		r.conn, r.frames = nil, nil // frames may hold a large row
 	}
 }
 
@@ -667,6 +667,9 @@ func (r *chunkReader) rows(pipe *pgconn.Pipeline, c *chunk, page bool) error {
 		if !ok {
 			break
 		}
+		if page && len(r.key) > 0 && c.scanned > 0 && len(message) >= largeMessage {
+			return errEnough // it is a chunk by itself, so that nothing stands beside it in memory
+		}
 		taken++
 		if err := r.take(message, c, page); err != nil {
 			return err
@@ -695,6 +698,10 @@ func (r *chunkReader) take(message []byte, c *chunk, page bool) error {
 	}
 	if err := r.row.parse(message, columns); err != nil {
 		return err
+	}
+	if len(message) >= largeMessage {
+		collect(len(message))
+		c.frames = slices.Grow(c.frames, len(message)+footerSlack)
 	}
 	keep := true
 	if filtered {

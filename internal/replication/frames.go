@@ -149,6 +149,7 @@ func (f *frames) makeRoom() {
 	}
 	switch {
 	case len(f.buf) != want && have <= want: // grow for a long message, shrink after it
+		collect(want)
 		buf := make([]byte, want)
 		copy(buf, f.buf[f.start:f.end])
 		f.buf, f.start, f.end = buf, 0, have

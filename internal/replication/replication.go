@@ -20,7 +20,7 @@ import (
 )
 
 // DefaultMaxRow is the largest row that is carried when Config does not say.
-const DefaultMaxRow = 64 << 20
+const DefaultMaxRow = 16 << 20
 
 // Config says what to capture, and from where.
 type Config struct {

@@ -2,16 +2,17 @@ package integration
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/cdcsync/cdcsync/internal/sandbox"
 )
 
-// A row of many blocks' size arrives; one that is larger than cdcsync carries becomes a dead letter that names it, and the stream goes on.
+// A row of many blocks' size arrives; one that is larger than buffer.max_row becomes a dead letter that names it, and the stream goes on.
 func TestLargeRows(t *testing.T) {
 	s, v := newSource(t), newVendor(t, sandbox.Config{})
-	d := newDaemon(t, s.url, v.crm(""))
+	d := newDaemon(t, s.url, v.crm("")+fmt.Sprintf("\nbuffer: {dir: %q, max_row: 64MiB}\n", filepath.Join(t.TempDir(), "data")))
 	d.start()
 	d.ready()
 	s.exec(t, `insert into accounts (id, name, big) values (1, 'large', repeat('0123456789', 3 << 20))`) // 30 MiB
@@ -38,7 +39,7 @@ func TestLargeRows(t *testing.T) {
 		return err == nil && len(status.Sinks) == 1 && status.Sinks[0].DeadLetters == 1, fmt.Sprint(status, err)
 	})
 	letters, err := d.command("dlq", "list")
-	if err != nil || !strings.Contains(letters, "public.accounts") || !strings.Contains(letters, "id=2") || !strings.Contains(letters, "larger than cdcsync carries") {
+	if err != nil || !strings.Contains(letters, "public.accounts") || !strings.Contains(letters, "id=2") || !strings.Contains(letters, "larger than buffer.max_row") {
 		t.Errorf("dlq list: %v\n%s", err, letters)
 	}
 }
