@@ -128,7 +128,7 @@ func TestCommandsOfARunningDaemon(t *testing.T) {
 		"resume a wrong name":  {args: []string{"resume", "cmr"}, code: exitFailed, want: "there is no sink cmr; there are crm"},
 		"list":                 {args: []string{"dlq", "list"}, want: "17  crm   public.users  update  42   1m30s  open   data.email: is not an address"},
 		"list, none":           {args: []string{"dlq", "list", "--sink", "fans"}, want: "no dead letters\n"},
-		"list, wrong state":    {args: []string{"dlq", "list", "--state", "dead"}, code: exitFailed, want: "there are open and superseded"},
+		"list, wrong state":    {args: []string{"dlq", "list", "--state", "dead"}, code: exitFailed, want: "there are open, superseded, replaced and unwanted"},
 		"show":                 {args: []string{"dlq", "show", "17"}, want: "item, as rendered:\n{\"id\":42}\n"},
 		"show a wrong id":      {args: []string{"dlq", "show", "71"}, code: exitFailed, want: "there is no dead letter 71"},
 		"retry by id":          {args: []string{"dlq", "retry", "17", "18"}, want: "18 is rejected: no column x\n1 of 2 on their way", asked: `retry {"ids":["17","18"]}`},

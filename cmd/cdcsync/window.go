@@ -242,7 +242,7 @@ func shownLetter(l *buffer.Letter) (admin.Letter, error) {
 	change, err := cdc.DecodeChange(l.Change)
 	if err != nil { // written by another version, or damaged: the letter is worth seeing without its row
 		shown.Remark = strings.TrimSpace(shown.Remark + " The row cannot be read: " + err.Error())
-		return shown, nil
+		return shown, nil //nolint:nilerr // the letter says it
 	}
 	shown.CommittedAt = change.CommitTime
 	if shown.Row, err = shownRow(change.Relation, change.New); err != nil {

@@ -165,7 +165,7 @@ func (s *Server) recovered(h http.Handler) http.Handler {
 		defer func() {
 			switch value := recover(); value {
 			case nil:
-			case http.ErrAbortHandler: //nolint:errorlint // net/http compares it so
+			case http.ErrAbortHandler:
 				panic(value) //nolint:forbidigo // it is for net/http
 			default:
 				s.logger.Error("panic", "path", r.URL.Path, "value", fmt.Sprint(value), "stack", string(debug.Stack()))

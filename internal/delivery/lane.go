@@ -150,7 +150,7 @@ func (l *lane) take(ctx context.Context) (*batch, error) {
 	for {
 		if l.worker.leaving.Err() != nil {
 			l.worker.abandon()
-			return nil, nil
+			return nil, nil //nolint:nilerr // it is told to leave, which is no failure
 		}
 		now := time.Now()
 		held := turn

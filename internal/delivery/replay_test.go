@@ -283,9 +283,9 @@ func histories(t *testing.T, run func(t *testing.T, rng *rand.Rand)) {
 	}
 }
 
-func ptr(s string) *string { return &s }
+//go:fix inline
 
-func pick(rng *rand.Rand, values ...string) *string { return ptr(values[rng.IntN(len(values))]) }
+func pick(rng *rand.Rand, values ...string) *string { return new(values[rng.IntN(len(values))]) }
 
 // same reports whether a model and the vendor agree.
 func same[T any](t *testing.T, want, got T) {
@@ -342,6 +342,7 @@ func TestReplayStopChurn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			histories(t, func(t *testing.T, rng *rand.Rand) {
+				t.Helper()
 				if test.within == nil {
 					test.within = func(record) bool { return true }
 				}
@@ -355,8 +356,8 @@ func TestReplayStopChurn(t *testing.T) {
 					unique:   []string{"id"},
 					fresh: func(rng *rand.Rand, n int) record {
 						return record{
-							"seq": ptr(strconv.Itoa(n)), "id": pick(rng, "1", "2", "3", "4", "5", "6", "7", "8"), "brand": pick(rng, "1", "2"), "kind": pick(rng, "User", "Order"),
-							"grp": pick(rng, "1", "2"), "status": pick(rng, "a", "b", "test"), "name": ptr(strconv.Itoa(rng.IntN(1000))),
+							"seq": new(strconv.Itoa(n)), "id": pick(rng, "1", "2", "3", "4", "5", "6", "7", "8"), "brand": pick(rng, "1", "2"), "kind": pick(rng, "User", "Order"),
+							"grp": pick(rng, "1", "2"), "status": pick(rng, "a", "b", "test"), "name": new(strconv.Itoa(rng.IntN(1000))),
 						}
 					},
 					mutate: func(rng *rand.Rand, r record) {
@@ -372,7 +373,7 @@ func TestReplayStopChurn(t *testing.T) {
 						case 4:
 							r["status"] = pick(rng, "a", "b", "test")
 						case 5:
-							r["name"] = ptr(strconv.Itoa(rng.IntN(1000)))
+							r["name"] = new(strconv.Itoa(rng.IntN(1000)))
 						}
 					},
 					changed: func(old, now record) {
@@ -436,7 +437,7 @@ func TestReplayFanatics(t *testing.T) {
 		},
 		"hstore": {item: `=h`, unique: []string{"fan"}, flags: func(r record) map[string]bool {
 			m := map[string]bool{}
-			for _, pair := range strings.Split(*r["h"], ", ") {
+			for pair := range strings.SplitSeq(*r["h"], ", ") {
 				if k, v, ok := strings.Cut(pair, "=>"); ok {
 					m[strings.Trim(k, `"`)] = v == `"t"`
 				}
@@ -463,6 +464,7 @@ func TestReplayFanatics(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			histories(t, func(t *testing.T, rng *rand.Rand) {
+				t.Helper()
 				want := map[string]bool{} // by account and tier, those approved
 				within := func(r record) bool { return r != nil && (test.within == nil || test.within(r)) }
 				tiersOf := func(rng *rand.Rand) (chosen []int) {
@@ -479,7 +481,7 @@ func TestReplayFanatics(t *testing.T) {
 					case "fan":
 						r["fan"] = pick(rng, accounts...)
 					case "tier":
-						r["tier"] = ptr(tier(1 + rng.IntN(4)))
+						r["tier"] = new(tier(1 + rng.IntN(4)))
 					case "flag":
 						r["flag"] = pick(rng, "t", "f")
 					case "note":
@@ -488,19 +490,19 @@ func TestReplayFanatics(t *testing.T) {
 						for _, i := range tiersOf(rng) {
 							parts = append(parts, fmt.Sprintf("%q: %t", tier(i), rng.IntN(3) > 0))
 						}
-						if r["m"] = ptr("{" + strings.Join(parts, ", ") + "}"); rng.IntN(8) == 0 {
+						if r["m"] = new("{" + strings.Join(parts, ", ") + "}"); rng.IntN(8) == 0 {
 							r["m"] = nil
 						}
 					case "h":
 						for _, i := range tiersOf(rng) {
 							parts = append(parts, fmt.Sprintf(`"%s"=>%q`, tier(i), *pick(rng, "t", "f")))
 						}
-						r["h"] = ptr(strings.Join(parts, ", "))
+						r["h"] = new(strings.Join(parts, ", "))
 					case "list":
 						for _, i := range tiersOf(rng) {
 							parts = append(parts, tier(i))
 						}
-						r["list"] = ptr("{" + strings.Join(parts, ",") + "}")
+						r["list"] = new("{" + strings.Join(parts, ",") + "}")
 					}
 				}
 				columns := []string{"fan", "tier", "flag", "note", "m", "h", "list"}
@@ -508,7 +510,7 @@ func TestReplayFanatics(t *testing.T) {
 					relation: fullTable(1, "t", "seq int8", "fan uuid", "tier uuid", "flag bool", "note text", "m jsonb", "h hstore", "list uuid[]"),
 					unique:   test.unique,
 					fresh: func(rng *rand.Rand, n int) record {
-						r := record{"seq": ptr(strconv.Itoa(n))}
+						r := record{"seq": new(strconv.Itoa(n))}
 						for _, c := range columns {
 							set(rng, r, c)
 						}
@@ -553,18 +555,18 @@ func fanTable(oid uint32, name string, changed func(old, now record)) *historyTa
 		unique:   []string{"cpf"},
 		fresh: func(rng *rand.Rand, n int) record {
 			return record{
-				"id": ptr(strconv.Itoa(n)), "cpf": ptr(fmt.Sprintf("%011d", 1+rng.IntN(8))), "email": ptr(fmt.Sprintf("%s%d@b.c", name, n)),
-				"status": pick(rng, "a", "test"), "name": ptr(fmt.Sprintf("%011d", rng.IntN(1000))),
+				"id": new(strconv.Itoa(n)), "cpf": new(fmt.Sprintf("%011d", 1+rng.IntN(8))), "email": new(fmt.Sprintf("%s%d@b.c", name, n)),
+				"status": pick(rng, "a", "test"), "name": new(fmt.Sprintf("%011d", rng.IntN(1000))),
 			}
 		},
 		mutate: func(rng *rand.Rand, r record) {
 			switch rng.IntN(4) {
 			case 0:
-				r["cpf"] = ptr(fmt.Sprintf("%011d", 1+rng.IntN(8)))
+				r["cpf"] = new(fmt.Sprintf("%011d", 1+rng.IntN(8)))
 			case 1:
 				r["status"] = pick(rng, "a", "test")
 			default:
-				r["name"] = ptr(fmt.Sprintf("%011d", rng.IntN(1000)))
+				r["name"] = new(fmt.Sprintf("%011d", rng.IntN(1000)))
 			}
 		},
 		changed: changed,
@@ -592,6 +594,7 @@ func TestReplayFanbaseBatch(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			histories(t, func(t *testing.T, rng *rand.Rand) {
+				t.Helper()
 				last := map[string]string{} // by CPF, what was told last
 				alive := map[string]int{}
 				changed := func(old, now record) {
@@ -652,6 +655,7 @@ func TestReplayFanbaseQueue(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			histories(t, func(t *testing.T, rng *rand.Rand) {
+				t.Helper()
 				want := map[string]string{}
 				value := map[string]string{"id": "cpf", "cpf": "name"}[test.id]
 				changed := func(_, now record) {

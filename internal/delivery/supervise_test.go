@@ -69,7 +69,7 @@ func (b *bomb) Confirm(context.Context, string) (sinks.Outcome, error) {
 	return sinks.Outcome{Status: sinks.Delivered}, nil
 }
 
-func (b *bomb) Limits() sinks.Limits { return b.vendor.limits }
+func (b *bomb) Limits() sinks.Limits { return b.limits }
 
 func TestAPanicFailsItsSinkAtOnce(t *testing.T) {
 	for _, place := range []string{"read", "settle", "park", "track", "recall", "deliver", "confirm", "look up"} {
@@ -78,7 +78,7 @@ func TestAPanicFailsItsSinkAtOnce(t *testing.T) {
 				s := newStore(blockOf(100, row{op: cdc.OpInsert, id: 1, v: 1}, row{op: cdc.OpInsert, id: 2, v: 2}, row{op: cdc.OpInsert, id: 3, null: true}))
 				b := &bomb{store: s, vendor: &vendor{}, cursor: s.cursor(), at: place}
 				if place == "track" || place == "confirm" {
-					b.vendor.answer = func(_ context.Context, items []sent) ([]sinks.Outcome, error) {
+					b.answer = func(_ context.Context, items []sent) ([]sinks.Outcome, error) {
 						outcomes := allDelivered(items)
 						for i := range outcomes {
 							outcomes[i] = sinks.Outcome{Status: sinks.Accepted, Tracking: "t"}

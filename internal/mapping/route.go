@@ -291,7 +291,7 @@ func (p *Plan) keys(dst *Route, part *Part, r *row) (reject *RejectError) {
 		if reject != nil && !p.orders[i].person {
 			return reject
 		}
-		if reject == nil && !(null && p.orders[i].person) {
+		if reject == nil && (!null || !p.orders[i].person) {
 			dst.keys = append(dst.keys, dst.buf[start:len(dst.buf):len(dst.buf)])
 		}
 	}

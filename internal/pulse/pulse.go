@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -174,7 +175,7 @@ func (b *Board) all() []*Loop {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.loops[:len(b.loops):len(b.loops)]
+	return slices.Clip(b.loops)
 }
 
 // Run logs loops that hang, and when they go on, until ctx ends.

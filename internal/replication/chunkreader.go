@@ -293,7 +293,7 @@ func (r *chunkReader) readable(ctx context.Context, rel *cdc.Relation) error {
 	}
 	if !usage {
 		return &Error{
-			Reason:   fmt.Sprintf("the role may not use schema %s", r.table.Schema),
+			Reason:   "the role may not use schema " + r.table.Schema,
 			Solution: "GRANT USAGE ON SCHEMA " + quoteName(r.table.Schema) + " TO the role of source.url",
 		}
 	}
@@ -828,7 +828,7 @@ func (r *chunkReader) planned(ctx context.Context, where string) (int64, error) 
 		}
 	}
 	if err := r.catalog.QueryRow(ctx, sql).Scan(&plan); err != nil {
-		if code, _ := sqlState(err); code == codePrivilege {
+		if sqlState(err) == codePrivilege {
 			return 0, privilegeError(err)
 		}
 		return 0, fmt.Errorf("table %s: %w", r.table, err)

@@ -35,7 +35,7 @@ var conditionCalls = wordSet(`and or not is in between symmetric asymmetric like
 
 func wordSet(words string) map[string]bool {
 	set := make(map[string]bool)
-	for _, w := range strings.Fields(words) {
+	for w := range strings.FieldsSeq(words) {
 		set[w] = true
 	}
 	return set
@@ -331,7 +331,8 @@ func (c *conditionCheck) token(i int) (more int, err error) {
 	case t.kind == tokenWord && conditionStatements[t.text] && !conditionWords[t.text]:
 		return 0, refuse("%q is not allowed; a column of that name is written in double quotes", t.text)
 	case c.isSign(i+1, "("):
-		return 0, c.call(t)
+		c.call(t)
+		return 0, nil
 	case c.at(i+1).kind == tokenString && t.kind == tokenWord && !conditionWords[t.text]: // date '2026-01-01'
 		c.types = append(c.types, t.text)
 		return 0, nil
@@ -356,13 +357,11 @@ func (c *conditionCheck) literal(i int) bool {
 	return true
 }
 
-// call judges what stands before an opening parenthesis.
-func (c *conditionCheck) call(t conditionToken) error {
-	if t.kind == tokenWord && conditionCalls[t.text] {
-		return nil
+// call notes what stands before an opening parenthesis, unless it is a keyword.
+func (c *conditionCheck) call(t conditionToken) {
+	if t.kind != tokenWord || !conditionCalls[t.text] {
+		c.functions = append(c.functions, t.text)
 	}
-	c.functions = append(c.functions, t.text)
-	return nil
 }
 
 // typeName takes the name of a type at i.

@@ -110,7 +110,7 @@ func TestLiveConditionsThatAreRefused(t *testing.T) {
 		"lo_import('/etc/passwd') is null":         "lo_import",
 		"ts_rewrite('a', 'select password::tsquery, null from secrets') is null": "ts_rewrite",
 		"select = 1":         "double quotes",
-		"nmae = 'x'":         `"nmae"`,
+		"nam = 'x'":          `"nam"`,
 		"id = 1 \u00a0":      "no column",
 		"name = 'a\xe9'":     "UTF-8",
 		"xmin::text = '1'":   `"xmin"`,

@@ -71,11 +71,12 @@ const (
 	codeUndefinedFile        = "58P01"
 )
 
-func sqlState(err error) (code, message string) {
+// sqlState is the server's code of an error; empty when it is none of a server.
+func sqlState(err error) string {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return pgErr.Code, pgErr.Message
+		return pgErr.Code
 	}
-	return "", ""
+	return ""
 }
 
 // rowError is what the server says of a value in a row: its words may quote it, and rows are in no log.
@@ -127,7 +128,7 @@ func connectError(err error, streamed bool) error {
 	if pooled := poolerError(err); pooled != nil {
 		return pooled
 	}
-	switch code, _ := sqlState(err); code {
+	switch sqlState(err) {
 	case codeInvalidAuthorization, codeInvalidPassword:
 		return &Error{
 			Reason:   "the server does not let this role in for replication",

@@ -213,7 +213,7 @@ func DropReserved(ctx context.Context, cfg Config) (existed bool, err error) {
 				rows.Close()
 				return rows.Err()
 			})
-			if code, _ := sqlState(err); err != nil && code != codeObjectInUse {
+			if err != nil && sqlState(err) != codeObjectInUse {
 				return true, fmt.Errorf("drop slot %s: %w", cfg.Slot, err)
 			}
 		}

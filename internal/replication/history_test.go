@@ -30,7 +30,7 @@ func newDated(t *testing.T, settings map[string]string) *dated {
 	if where := os.Getenv("CDCSYNC_TEST_POSTGRES"); where != "" && where != "local" {
 		t.Skip("needs a server's data folder")
 	}
-	parent, err := os.MkdirTemp("/tmp", "cdcsync-dated-") // a server that runs as another user must reach it
+	parent, err := os.MkdirTemp("/tmp", "cdcsync-dated-") //nolint:usetesting // a server that runs as another user must reach it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func (l *live) readsAgain(table Table) {
 	if err := r.read(l.ctx, &place{}, 1000, &all); err != nil {
 		l.t.Fatal(err)
 	}
-	again := &place{End: true, Again: [][]byte{[]byte(all.key(3)), []byte(all.key(7))}}
+	again := &place{End: true, Again: [][]byte{all.key(3), all.key(7)}}
 	if err := r.read(l.ctx, again, 10, &some); err != nil {
 		l.t.Fatal(err)
 	}

@@ -186,7 +186,7 @@ func TestLivePooler(t *testing.T) {
 				want, got := make(map[string][]string), make(map[string][]string)
 				l.asks(l.url, want)
 				spoiled := l.spoil("role")
-				role := strings.Split(strings.Split(spoiled, "://")[1], "@")[0]
+				role, _, _ := strings.Cut(strings.Split(spoiled, "://")[1], "@")
 				for _, mild := range []string{"statement_timeout = '100ms'", "idle_session_timeout = 0"} { // these are for the pooler's own sessions, too
 					l.exec("alter role " + role + " set " + mild)
 				}
@@ -234,7 +234,7 @@ func startPooler(t *testing.T, target, settings string) string {
 	if err := listener.Close(); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "pooler")
+	dir, err := os.MkdirTemp("", "pooler") //nolint:usetesting // another user must reach it
 	if err != nil {
 		t.Fatal(err)
 	}

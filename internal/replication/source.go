@@ -480,7 +480,7 @@ const hasFailover = 170000
 const noFailover = "the server makes no slot with failover: after a promotion the slot will be missing"
 
 func refusesFailover(err error) bool {
-	code, _ := sqlState(err)
+	code := sqlState(err)
 	return code == codeFeatureNotSupported || code == codeInvalidParameter || code == codeUndefinedFunction
 }
 

@@ -382,7 +382,7 @@ func (p *pass) finish(ctx context.Context) error {
 	if err := next.save(ctx, p.gaps, p.known); err != nil {
 		return err
 	}
-	p.surveyor.known = next
+	p.known = next
 	p.publish(next)
 	return nil
 }
@@ -407,7 +407,7 @@ func (p *pass) end(ctx context.Context, missed map[string]map[cdc.GapCause]*loss
 	for _, gap := range p.gaps.Gaps() {
 		switch gap.Cause {
 		case cdc.GapUnpublished, cdc.GapReplaced, cdc.GapPartition, cdc.GapUnlogged, cdc.GapDropped:
-		case cdc.GapSource, cdc.GapBuffer: // others find them, and end them
+		case cdc.GapSource, cdc.GapBuffer, cdc.GapMapping: // others find them, and end them
 			continue
 		}
 		if gap.Until != 0 || gap.Table == "" || missed[gap.Table][gap.Cause] != nil {

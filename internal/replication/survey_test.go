@@ -183,7 +183,7 @@ func (c *surgery) try(t *testing.T, manage, running bool, want expectation) {
 		t.Skipf("Postgres %d has no such thing", l.major())
 	}
 	operate := func() {
-		for _, sql := range strings.Split(c.sql, ";") {
+		for sql := range strings.SplitSeq(c.sql, ";") {
 			l.exec(sql)
 		}
 	}
@@ -230,7 +230,7 @@ func TestLivePublicationMadeAgainIsAGapAndThenRefused(t *testing.T) {
 	const again = "drop publication p; create publication p for table a, pt with (publish_via_partition_root = true)"
 	l, gaps := surveyed(t, false)
 	l.running(func(s *Stream) {
-		for _, sql := range strings.Split(again, ";") {
+		for sql := range strings.SplitSeq(again, ";") {
 			l.exec(sql)
 		}
 		l.until("gaps", func() bool {
@@ -299,7 +299,7 @@ func TestLiveHarmlessChangesAreNoGap(t *testing.T) {
 			t.Parallel()
 			l, gaps := surveyed(t, true)
 			l.running(func(s *Stream) {
-				for _, statement := range strings.Split(sql, ";") {
+				for statement := range strings.SplitSeq(sql, ";") {
 					l.exec(statement)
 				}
 				l.surveyTwice(s)

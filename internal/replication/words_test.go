@@ -28,7 +28,7 @@ func TestLiveErrorsQuoteNoValue(t *testing.T) {
 		if strings.Contains(err.Error(), planted) {
 			t.Errorf("%s: the value is quoted: %v", expression, err)
 		}
-		if code, _ := sqlState(err); code == "" || !strings.Contains(err.Error(), code) {
+		if code := sqlState(err); code == "" || !strings.Contains(err.Error(), code) {
 			t.Errorf("%s: no SQLSTATE in %v", expression, err)
 		}
 	}

@@ -131,14 +131,16 @@ func checkArray(path string, raw json.RawMessage, n *shape.Node) (flaws []flaw) 
 	return flaws
 }
 
-// integer is a number's value, when that is whole.
-func integer(raw json.RawMessage) (int64, bool) {
+// integer is the value of a number that is known to be whole: it may be written with a fraction or an exponent.
+func integer(raw json.RawMessage) int64 {
 	if n, err := strconv.ParseInt(string(raw), 10, 64); err == nil {
-		return n, true
+		return n
 	}
 	f, err := strconv.ParseFloat(string(raw), 64)
-	const exact = 1 << 53
-	return int64(f), err == nil && f == float64(int64(f)) && f <= exact && f >= -exact
+	if err != nil { // its shape was checked
+		return 0
+	}
+	return int64(f)
 }
 
 // isUUID looks at the form only, in either case.

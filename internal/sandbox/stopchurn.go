@@ -130,10 +130,10 @@ func (u *update) parse(raw json.RawMessage) (reason string) {
 	if reason := cmp.Or(reasons(flaws, true), reasons(flaws, false)); reason != "" {
 		return reason
 	}
-	brand, _ := integer(envelope.get("brandId"))
+	brand := integer(envelope.get("brandId"))
 	u.row = Row{Brand: strconv.FormatInt(brand, 10), Table: text(envelope.get("tableName")), Data: envelope.get("data")}
-	u.row.CreatedAt, _ = integer(envelope.get("createdAt"))
-	u.row.UpdatedAt, _ = integer(envelope.get("updatedAt"))
+	u.row.CreatedAt = integer(envelope.get("createdAt"))
+	u.row.UpdatedAt = integer(envelope.get("updatedAt"))
 	return u.parseRow()
 }
 

@@ -6,6 +6,7 @@ package terminal
 
 import (
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -86,7 +87,7 @@ func (w *writer) Write(p []byte) (int, error) {
 func (w *writer) made(p []byte) []byte {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	text := append(w.pending, p...)
+	text := slices.Concat(w.pending, p)
 	out := make([]byte, 0, len(text))
 	for len(text) > 0 && utf8.FullRune(text) {
 		r, size := utf8.DecodeRune(text)

@@ -59,7 +59,7 @@ func (f *foreign) run(t *testing.T, sql string) {
 
 // foreignMappings have names beyond ASCII, a lookup by a text beyond ASCII, and read a value back that is TOASTed.
 const foreignMappings = `
-  - table: 'public."clientes_%[1]s"'
+  - table: 'public."clients_%[1]s"'
     sink: crm
     lookups:
       ort: {key: $ort, sql: "select o.ort, o.note as %[1]s from orte o where o.ort = any($1)"}
@@ -69,10 +69,10 @@ const foreignMappings = `
 
 const foreignSchema = `
 create table orte (ort text primary key, note text);
-create table "clientes_%[1]s" (id text primary key, "name_%[1]s" text, big text, visits int not null default 0, list text[], ort text);
-alter table "clientes_%[1]s" alter big set storage external;
+create table "clients_%[1]s" (id text primary key, "name_%[1]s" text, big text, visits int not null default 0, list text[], ort text);
+alter table "clients_%[1]s" alter big set storage external;
 insert into orte values ('%[1]s', 'bei %[1]s'), ('bad', '%[2]s');
-insert into "clientes_%[1]s" values
+insert into "clients_%[1]s" values
 	('1-%[1]s', 'old %[1]s', repeat('%[1]s', 3000), 0, array['%[1]s', 'x'], '%[1]s'),
 	('2', 'old %[2]s', 'x', 0, null, null),
 	('3', 'old', 'x', 0, array['%[2]s'], null);
@@ -91,7 +91,7 @@ func TestOtherEncodings(t *testing.T) {
 			f.run(t, fmt.Sprintf(foreignSchema, c.raw, c.bad))
 			d := newDaemon(t, f.url, fmt.Sprintf("sinks:\n  crm: {type: stopchurn, url: %q, api_key: sandbox-key, retry: {min: 10ms, max: 500ms}}\nmappings:", v.url)+
 				fmt.Sprintf(foreignMappings, c.good))
-			table := fmt.Sprintf(`public."clientes_%s"`, c.good)
+			table := fmt.Sprintf(`public."clients_%s"`, c.good)
 
 			dir := filepath.Join(t.TempDir(), "upload")
 			out, _ := d.command("export", "--table", table, "--out", dir) // ends with an error where rows were left out
@@ -102,10 +102,10 @@ func TestOtherEncodings(t *testing.T) {
 			d.start()
 			d.ready()
 			// Streamed: a good row, bad ones, an update that leaves the TOASTed value where it is, a row whose lookup holds bad bytes.
-			f.run(t, fmt.Sprintf(`insert into "clientes_%[1]s" values
+			f.run(t, fmt.Sprintf(`insert into "clients_%[1]s" values
 				('4-%[1]s', 'new %[1]s', repeat('%[1]s', 3000), 1, array['%[1]s'], '%[1]s'),
 				('5', 'new %[2]s', 'x', 1, null, null), ('6', 'new', 'x%[2]s', 1, null, null), ('7', 'lookup', 'x', 1, null, 'bad'), ('8', 'after', 'x', 1, null, 'nowhere')`, c.raw, c.bad))
-			f.run(t, fmt.Sprintf(`update "clientes_%[1]s" set visits = 9 where id = '4-%[1]s'`, c.raw))
+			f.run(t, fmt.Sprintf(`update "clients_%[1]s" set visits = 9 where id = '4-%[1]s'`, c.raw))
 			foreignRow(t, d, v, "4-"+c.good, c.good, 9)
 			foreignRow(t, d, v, "8", "", 1)
 			if _, err := d.command("backfill", "start", "--table", table); err != nil {

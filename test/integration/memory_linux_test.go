@@ -34,7 +34,7 @@ func (d *daemon) confine(t *testing.T, limit string) {
 	if _, err := os.Stat(root + "/memory"); err == nil { // version 1
 		root, setting = root+"/memory", "memory.limit_in_bytes"
 	}
-	group, err := os.MkdirTemp(root, "cdcsync-test-")
+	group, err := os.MkdirTemp(root, "cdcsync-test-") //nolint:usetesting // a control group is made in the kernel's own file system
 	if err != nil {
 		t.Logf("SKIPPED: the limit of %s needs a cgroup that this process may make: %v", limit, err)
 		return
