@@ -114,9 +114,9 @@ func TestPartitionsThatAreNotAsTheirRootStopNothing(t *testing.T) {
 		create table wider1 partition of wider for values in (1); alter table wider1 replica identity full;
 		create table fine (id int primary key)`, "stray", "remote", "lone", "wider", "fine")
 	for table, want := range map[string]struct{ message, solution string }{
-		"public.stray":  {"are not REPLICA IDENTITY FULL as it is (stray1)", "ALTER TABLE stray1 REPLICA IDENTITY FULL"},
-		"public.remote": {"foreign tables (remote2)", "the other partitions are captured"},
-		"public.lone":   {`held back`, `ALTER TABLE "lone 1" REPLICA IDENTITY FULL`},
+		"public.stray":  {"are not REPLICA IDENTITY FULL as it is (public.stray1)", "ALTER TABLE public.stray1 REPLICA IDENTITY FULL"},
+		"public.remote": {"foreign tables (public.remote2)", "the other partitions are captured"},
+		"public.lone":   {`held back`, `ALTER TABLE public."lone 1" REPLICA IDENTITY FULL`},
 	} {
 		var as bool
 		for _, f := range l.findings(table) {
