@@ -107,13 +107,14 @@ func readFacts(ctx context.Context, conn *pgx.Conn, cfg *Config, version int) (*
 	f.at = at
 	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
 	return f, pgx.BeginTxFunc(ctx, conn, options, func(tx pgx.Tx) error {
-		if err := f.readTables(ctx, tx, cfg.Tables); err != nil {
+		q := translated(tx, charsetOf(conn.PgConn()))
+		if err := f.readTables(ctx, q, cfg.Tables); err != nil {
 			return fmt.Errorf("mapped tables: %w", err)
 		}
-		if err := f.readMembers(ctx, tx); err != nil {
+		if err := f.readMembers(ctx, q); err != nil {
 			return fmt.Errorf("partitions: %w", err)
 		}
-		if err := f.readPublication(ctx, tx, cfg, version); err != nil {
+		if err := f.readPublication(ctx, q, cfg, version); err != nil {
 			return fmt.Errorf("publication %s: %w", cfg.Publication, err)
 		}
 		return nil

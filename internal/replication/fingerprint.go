@@ -52,11 +52,12 @@ const publishesSchemas = 150000
 
 // look reads what a survey needs, of the catalogue only when it has changed since the last one.
 func (v *surveyor) look(ctx context.Context) (*survey, *sourceFacts, error) {
-	at, err := walEnd(ctx, v.conn)
+	q := v.asks()
+	at, err := walEnd(ctx, q)
 	if err != nil {
 		return nil, nil, err
 	}
-	sv, err := surveyServer(ctx, v.conn)
+	sv, err := surveyServer(ctx, q)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -64,7 +65,7 @@ func (v *surveyor) look(ctx context.Context) (*survey, *sourceFacts, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("sizes of partitions: %w", err)
 	}
-	print, err := fingerprint(ctx, v.conn, sv.version)
+	print, err := fingerprint(ctx, q, sv.version)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -82,7 +83,7 @@ func (v *surveyor) look(ctx context.Context) (*survey, *sourceFacts, error) {
 		publication := *p // repair changes it
 		sv.publication = &publication
 	}
-	if sv.slot, err = surveySlot(ctx, v.conn, v.s.cfg.Slot); err != nil {
+	if sv.slot, err = surveySlot(ctx, q, v.s.cfg.Slot); err != nil {
 		return nil, nil, fmt.Errorf("slot %s: %w", v.s.cfg.Slot, err)
 	}
 	return sv, facts, nil
@@ -90,7 +91,7 @@ func (v *surveyor) look(ctx context.Context) (*survey, *sourceFacts, error) {
 
 func readView(ctx context.Context, conn *pgx.Conn, cfg *Config, server *survey, print string) (*catalogueView, error) {
 	sv := *server
-	if err := surveyCatalogue(ctx, conn, cfg, &sv); err != nil {
+	if err := surveyCatalogue(ctx, translated(conn, charsetOf(conn.PgConn())), cfg, &sv); err != nil {
 		return nil, err
 	}
 	facts, err := readFacts(ctx, conn, cfg, sv.version)
@@ -126,7 +127,7 @@ func (v *surveyor) filled(ctx context.Context) (map[uint32]bool, error) {
 	if len(leaves) == 0 {
 		return nil, nil
 	}
-	rows, err := v.conn.Query(ctx, "select oid from unnest($1::oid[]) oid where pg_relation_size(oid) > 0", leaves)
+	rows, err := v.asks().Query(ctx, "select oid from unnest($1::oid[]) oid where pg_relation_size(oid) > 0", leaves)
 	if err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ func (p *pass) arrived(ctx context.Context, m *member, had bool, before, present
 	if !attached {
 		return nil, nil
 	}
-	_, rows, err := holdsRows(ctx, p.conn, m.OID)
+	_, rows, err := holdsRows(ctx, p.asks(), m.OID)
 	if err != nil {
 		return nil, fmt.Errorf("rows of partition %s: %w", m.Name, err)
 	}
@@ -113,7 +113,7 @@ func (p *pass) gone(ctx context.Context, table string, before, present map[uint3
 		if _, ok := present[oid]; ok {
 			continue
 		}
-		exists, rows, err := holdsRows(ctx, p.conn, oid)
+		exists, rows, err := holdsRows(ctx, p.asks(), oid)
 		if err != nil {
 			return nil, fmt.Errorf("rows of partition %s: %w", had[oid], err)
 		}

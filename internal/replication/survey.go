@@ -178,6 +178,9 @@ func (v *surveyor) connect(ctx context.Context) error {
 	return err
 }
 
+// asks is the connection for questions of the catalogue, whose names are in the database's encoding.
+func (v *surveyor) asks() querier { return translated(v.conn, charsetOf(v.conn.PgConn())) }
+
 // close goes on for a moment when ctx has ended.
 func (v *surveyor) close(ctx context.Context) {
 	if v == nil || v.conn == nil {
@@ -311,7 +314,7 @@ func (p *pass) missing(ctx context.Context, i int) (map[cdc.GapCause]*loss, erro
 	away := ""
 	if now.OID == 0 && was.OID != 0 {
 		var err error
-		if away, err = presentName(ctx, p.conn, was.OID); err != nil {
+		if away, err = presentName(ctx, p.asks(), was.OID); err != nil {
 			return nil, err
 		}
 	}

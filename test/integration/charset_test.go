@@ -154,13 +154,13 @@ func foreignRecovery(t *testing.T, f *foreign, d *daemon, v *vendor) {
 	f.run(t, `update orte set note = note`) // nothing that a mapping wants
 	d.stop()
 	f.run(t, "select pg_drop_replication_slot('"+slotName(t)+"')")
-	f.run(t, `do $$ begin execute (select format('delete from %I where id like ''4-%%''', relname) from pg_class where relname like 'clientes%' and relkind = 'r'); end $$`)
+	f.run(t, `do $$ begin execute (select format('delete from %I where id like ''4-%%''', relname) from pg_class where relname like 'clients%' and relkind = 'r'); end $$`)
 	if out, err := d.command("recover", "--yes"); err != nil {
 		t.Fatalf("recover: %v\n%s", err, out)
 	}
 	d.start()
 	d.ready()
-	f.run(t, `do $$ begin execute (select format('insert into %I (id) values (''9'')', relname) from pg_class where relname like 'clientes%' and relkind = 'r'); end $$`)
+	f.run(t, `do $$ begin execute (select format('insert into %I (id) values (''9'')', relname) from pg_class where relname like 'clients%' and relkind = 'r'); end $$`)
 	d.wait("what comes after the recovery", func() (bool, string) {
 		return slices.ContainsFunc(v.Rows("kunden"), func(r sandbox.Row) bool { return r.ID == "9" }), fmt.Sprint(len(v.Rows("kunden")))
 	})
