@@ -125,7 +125,7 @@ func (w *window) sinkStatus(i int, s delivery.Status) admin.Sink {
 	sink := admin.Sink{
 		Name: s.Sink, Type: s.Type, State: admin.SinkState(s.State), Reason: s.Reason, Answer: s.Answer, Since: s.Since, NextAttempt: s.NextAttempt,
 		Delivered: s.Delivered, DeliveredAt: s.DeliveredAt, LagSeconds: s.Lag.Seconds(),
-		InFlight: s.InFlight, Concurrency: s.Concurrency, BatchItems: s.BatchItems, BatchLimit: s.BatchLimit, Unconfirmed: s.Unconfirmed, HeldItems: s.HeldItems,
+		InFlight: s.InFlight, Concurrency: s.Concurrency, BatchItems: s.BatchItems, BatchLimit: s.BatchLimit, Unconfirmed: max(s.Unconfirmed, w.buffer.TrackedOf(s.Sink)), HeldItems: s.HeldItems,
 		Items: admin.Items(s.Items), DeadLetters: w.buffer.LetterCount(s.Sink, buffer.LetterOpen), Limit: w.cfg.Sinks[i].DeadLetters.Limit,
 	}
 	for _, h := range s.Held {

@@ -178,6 +178,19 @@ func (b *Buffer) TrackedCount() int {
 	return len(b.tracked.byItem)
 }
 
+// TrackedOf is how many items of a sink are tracked, from the moment that the buffer is open.
+func (b *Buffer) TrackedOf(sink string) int {
+	b.tracked.mu.Lock()
+	defer b.tracked.mu.Unlock()
+	n := 0
+	for key := range b.tracked.byItem {
+		if key.sink == sink {
+			n++
+		}
+	}
+	return n
+}
+
 // TrackedItems iterates over a sink's tracked items, in the order in which they were stored: for the start, and for what a
 // caller does not keep in memory. What is tracked after it began may be missed. It ends with the first error.
 func (b *Buffer) TrackedItems(ctx context.Context, sink string) iter.Seq2[Tracked, error] {

@@ -30,6 +30,7 @@ type carrier struct {
 
 	limiter     *limits.Limiter
 	outstanding []outstanding // chunks whose delivery is not known to have ended
+	had         Vanished      // rows that the sinks are known to have, when a gap is to be closed
 	withdrawn   uint32        // rows
 	delivered   time.Time     // when the last of those that have ended was seen to
 }
@@ -129,6 +130,11 @@ func (c *carrier) run(ctx context.Context) error {
 	defer cancel()
 	if err := c.track(ctx); err != nil {
 		return err
+	}
+	if c.e.place.Scanned == 0 { // what is delivered meanwhile is trimmed from the log before the end
+		if _, err := c.gather(ctx); err != nil {
+			return err
+		}
 	}
 	for !c.e.place.done() {
 		if err := c.one(ctx); err != nil {

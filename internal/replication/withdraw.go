@@ -14,16 +14,8 @@ import (
 // withdraw has rows deleted at the sinks that they are known to have and that the table has no longer. It runs behind the last
 // chunk, while the stream still tracks the table's keys.
 func (c *carrier) withdraw(ctx context.Context) error {
-	if c.b.cfg.Delivered == nil || c.e.Where != "" {
-		return nil
-	}
-	var v Vanished
 	table := c.e.Table.String()
-	wanted, err := c.b.cfg.Delivered(ctx, table, func(change *cdc.Change) {
-		if change.Relation.String() == table {
-			v.change(change)
-		}
-	})
+	wanted, err := c.gather(ctx)
 	if err != nil || !wanted {
 		return err
 	}
@@ -36,7 +28,7 @@ func (c *carrier) withdraw(ctx context.Context) error {
 	if err != nil || present == nil {
 		return err
 	}
-	for _, t := range v.tables {
+	for _, t := range c.had.tables {
 		asked := *t.relation
 		asked.OID = present.OID // another table may have the name since the rows were stored
 		if err := c.withdrawGone(ctx, reader, t, &asked); err != nil {
@@ -44,6 +36,19 @@ func (c *carrier) withdraw(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// gather notes the rows that the sinks have as the log, letters and tracked items tell, and reports whether a gap wants them withdrawn.
+func (c *carrier) gather(ctx context.Context) (wanted bool, err error) {
+	if c.b.cfg.Delivered == nil || c.e.Where != "" {
+		return false, nil
+	}
+	table := c.e.Table.String()
+	return c.b.cfg.Delivered(ctx, table, func(change *cdc.Change) {
+		if change.Relation.String() == table {
+			c.had.change(change)
+		}
+	})
 }
 
 func (c *carrier) withdrawGone(ctx context.Context, reader *Reader, t *vanishedTable, asked *cdc.Relation) error {
