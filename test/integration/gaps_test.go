@@ -130,6 +130,10 @@ func TestGapIsRepairedByItself(t *testing.T) {
 	s.exec(t, `delete from accounts where id between 301 and 350`)
 	s.exec(t, `insert into accounts (id, name) values (1000, 'unseen')`)
 	d.start()
+	d.wait("the backfill to have read rows", func() (bool, string) { // what it withdraws is what the buffer had when it began
+		b, err := d.backfillNow("1")
+		return err == nil && b.Rows > 0, fmt.Sprint(b, err)
+	})
 	v.ClearFaults()
 	gap := d.gap("public.accounts", func(g shownGap) bool { return g.State == "rows_sent" })
 	d.ready()
