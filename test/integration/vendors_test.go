@@ -366,9 +366,9 @@ func vendorItem(item sandbox.Item) string {
 
 // letter is a dead letter as `dlq export` writes it.
 type letter struct {
-	ID, State, Sink, Mapping, Table, Op, Key, Reason string
-	Item                                             json.RawMessage
-	Row, Old                                         map[string]*string
+	ID, Kind, State, Sink, Mapping, Table, Op, Key, Reason string
+	Item                                                   json.RawMessage
+	Row, Old                                               map[string]*string
 }
 
 // row is the one that was rendered.
@@ -550,6 +550,10 @@ func checkLetters(tb testing.TB, s *source, v *vendor, letters []letter, request
 		}
 		rejected[sinkOf[item.Endpoint]+" "+vendorItem(item)] = false
 	}
+	taken, isTaken := map[string]bool{}, false
+	for _, item := range v.Received(sandbox.Filter{Rejected: &isTaken}) {
+		taken[sinkOf[item.Endpoint]+" "+vendorItem(item)] = true
+	}
 	unlisted := map[string]bool{} // keys of items whose answer lacked a result, by sink
 	for _, r := range requests {
 		only := strings.Split(r.Fault, ",")
@@ -568,6 +572,10 @@ func checkLetters(tb testing.TB, s *source, v *vendor, letters []letter, request
 		item := l.Sink + " " + string(l.Item)
 		switch {
 		case l.Sink == "crm": // checkEvents'
+		case l.Kind == "account": // the fan was taken, and the login that it asks for was not made
+			if !taken[item] {
+				tb.Errorf("letter %s of %s is about the account of a fan that was not taken: %s", l.ID, l.Sink, l.Reason)
+			}
 		case strings.Contains(l.Reason, "the answer lacks"):
 			lacking++
 			if !unlisted[l.Sink+" "+vendorKey(l)] {
