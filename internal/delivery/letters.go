@@ -185,7 +185,7 @@ func (l *letters) learn(letter *Letter) {
 	}
 	l.byID[open.id] = open
 	l.items[open.itemID] = struct{}{}
-	if strings.Contains(letter.Key, keyMark) && !strings.HasSuffix(letter.ItemID, SuffixAccount) { // a newer profile makes no account
+	if strings.Contains(letter.Key, keyMark) { // of an account, too: its item would take the record back to an older state
 		l.byKey[open.key] = append(l.byKey[open.key], open)
 	}
 	l.count.Add(1)
