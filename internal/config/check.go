@@ -17,6 +17,7 @@ import (
 type checker struct {
 	config   *Config
 	places   map[place]*yaml.Node
+	stat     stater
 	problems problem.List
 	warnings problem.List
 }
@@ -39,6 +40,7 @@ func (c *checker) run() {
 	}
 	c.names()
 	c.unused()
+	c.exposure()
 }
 
 // isEmpty says whether a mapping or list has nothing in it, as opposed to something that could not be read.

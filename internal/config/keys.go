@@ -387,7 +387,7 @@ func (l *DeadLetters) keys() []key {
 	return []key{{
 		name: "limit", value: whole(&l.Limit, 1, 1_000_000),
 		fallback: "1000", // enough for a bad day of data, and early enough for a mistake in a mapping
-		doc:      "So many unresolved dead letters pause the sink, so that one mistake in a mapping does not park a million rows.",
+		doc:      "So many records with unresolved dead letters pause the sink, over restarts, so that one mistake in a mapping does not park a million rows. A record that is refused again counts once.",
 	}}
 }
 

@@ -20,7 +20,7 @@ import (
 func Load(path string, lookupEnv func(name string) (value string, ok bool)) (*Config, error) {
 	path = filepath.Clean(path)
 	l := loader{
-		config: &Config{File: path}, env: lookupEnv, readFile: os.ReadFile, glob: filepath.Glob,
+		config: &Config{File: path}, env: lookupEnv, readFile: os.ReadFile, glob: filepath.Glob, stat: os.Stat,
 		places: map[place]*yaml.Node{},
 	}
 	return l.load(path)
@@ -32,6 +32,7 @@ type loader struct {
 	env      func(string) (string, bool)
 	readFile func(path string) ([]byte, error)
 	glob     func(pattern string) ([]string, error)
+	stat     stater
 	problems problem.List
 	places   map[place]*yaml.Node
 }
@@ -41,7 +42,7 @@ func (l *loader) load(path string) (*Config, error) {
 	l.derive()
 	// Checks across files would complain about what an unreadable file holds.
 	if whole {
-		c := checker{config: l.config, places: l.places}
+		c := checker{config: l.config, places: l.places, stat: l.stat}
 		c.run()
 		l.problems = append(l.problems, c.problems...)
 		c.warnings.Sort()

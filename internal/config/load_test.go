@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -38,6 +39,7 @@ func loadFiles(tb testing.TB, files, env map[string]string) (*Config, error) {
 		env:      func(name string) (string, bool) { v, ok := env[name]; return v, ok },
 		readFile: memory(files).read,
 		glob:     memory(files).glob,
+		stat:     memory(files).stat,
 		places:   map[place]*yaml.Node{},
 	}
 	return l.load("config.yaml")
@@ -51,6 +53,14 @@ func (m memory) read(name string) ([]byte, error) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
 	return []byte(content), nil
+}
+
+// stat reports that only the owner may read or write.
+func (m memory) stat(string) (fs.FileInfo, error) { return openTo(0o600) }
+
+// openTo is the state of a file with these permissions.
+func openTo(mode fs.FileMode) (fs.FileInfo, error) {
+	return fstest.MapFS{"f": {Mode: mode}}.Stat("f")
 }
 
 func (m memory) glob(pattern string) (matches []string, err error) {
@@ -152,7 +162,10 @@ include: [mappings/*.yaml, mappings/a.yaml]
 		{"table with a variable", c.Mappings[0].Table.String(), "app.Fans"},
 		{"quoted table", c.Mappings[1].Table.Schema + "/" + c.Mappings[1].Table.Name, "My Schema/a.b"},
 		{"file of a mapping", c.Mappings[1].File + " " + c.Mappings[1].Path, "mappings/b.yaml mappings[0]"},
-		{"warnings", c.Warnings.Error(), "config.yaml:15:11: sinks.unused: no mapping uses this sink\n" +
+		{"warnings", c.Warnings.Error(), "config.yaml:6:15: source.url: nothing proves that db is the database's server, and rows may travel unencrypted; " +
+			"write sslmode=verify-full, and sslrootcert for a certificate authority of your own\n" +
+			"config.yaml:7:33: admin.token: is shorter than 16 characters, and others can reach :8484; openssl rand -hex 32\n" +
+			"config.yaml:15:11: sinks.unused: no mapping uses this sink\n" +
 			"config.yaml:15:34: sinks.unused.url: credentials and personal data travel unencrypted; use https"},
 	}
 	for _, check := range checks {
