@@ -37,6 +37,7 @@ func letterFlags(cmd *cobra.Command, f *admin.LetterFilter) {
 	flags.StringVar(&f.Sink, "sink", "", "of this `sink`")
 	flags.StringVar(&f.Mapping, "mapping", "", "of this `mapping`")
 	flags.StringVar(&f.Table, "table", "", "of this table, as `schema.name`")
+	flags.StringVar(&f.Key, "key", "", "of the row with this `key`, as dlq list shows it")
 	flags.StringVar(&f.Reason, "reason", "", "whose reason contains this `text`")
 	flags.StringVar((*string)(&f.State), "state", "", "in this `state`: open, superseded, replaced or unwanted")
 	flags.TextVar(&f.OlderThan, "older-than", admin.Duration(0), "parked longer ago than this `duration`, such as 90m or 2d")
@@ -224,7 +225,8 @@ func newDLQDiscardCommand(a *app) *cobra.Command {
 		Short: "Forget dead letters for good",
 		Example: `  cdcsync dlq discard 17
   cdcsync dlq discard --state superseded
-  cdcsync dlq discard --older-than 720h`,
+  cdcsync dlq discard --older-than 720h
+  cdcsync dlq discard --table public.users --key 4711`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := a.client()
 			if err != nil {

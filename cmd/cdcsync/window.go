@@ -204,6 +204,9 @@ func letterFilter(f admin.LetterFilter) buffer.LetterFilter {
 	if f.Table != "" {
 		filter.Table = mapping.ParseTable(f.Table).String()
 	}
+	if f.Key != "" {
+		filter.Key = func(key string) bool { return shownKey(key) == f.Key }
+	}
 	now := time.Now()
 	if f.OlderThan > 0 {
 		filter.Before = now.Add(-time.Duration(f.OlderThan))

@@ -29,3 +29,24 @@ func TestLetterFilterTable(t *testing.T) {
 		}
 	}
 }
+
+// The key of a filter is what a list shows, whatever scope the stored key has.
+func TestLetterFilterTakesTheShownKey(t *testing.T) {
+	for stored, shown := range map[string]string{
+		"public.users\x00\x014711":           "4711",
+		"public.users\x00\x014711\x00\x01br": "4711,br",
+		"public.users\x00":                   "null",
+		"fan 4711":                           "fan 4711",
+	} {
+		f := letterFilter(admin.LetterFilter{Key: shown})
+		if !f.Key(stored) {
+			t.Errorf("key %q does not select the letter that is stored under %q", shown, stored)
+		}
+		if other := stored + "\x00\x011"; f.Key(other) {
+			t.Errorf("key %q selects the letter that is stored under %q", shown, other)
+		}
+	}
+	if f := letterFilter(admin.LetterFilter{}); f.Key != nil {
+		t.Error("a filter without a key looks at keys")
+	}
+}

@@ -115,6 +115,7 @@ type LetterFilter struct {
 	Sink    string      `json:"sink,omitempty"`
 	Mapping string      `json:"mapping,omitempty"`
 	Table   string      `json:"table,omitempty"`
+	Key     string      `json:"key,omitempty"`    // the whole key, as a list shows it
 	Reason  string      `json:"reason,omitempty"` // a part of the reason, in any case
 	State   LetterState `json:"state,omitempty"`
 	// OlderThan and NewerThan are ages since the letter was parked.
@@ -184,6 +185,7 @@ func (f *LetterFilter) query() url.Values {
 	set("sink", f.Sink)
 	set("mapping", f.Mapping)
 	set("table", f.Table)
+	set("key", f.Key)
 	set("reason", f.Reason)
 	set("state", string(f.State))
 	if f.OlderThan != 0 {
@@ -210,6 +212,8 @@ func parseFilter(q url.Values) (LetterFilter, error) {
 			f.Mapping = value
 		case "table":
 			f.Table = value
+		case "key":
+			f.Key = value
 		case "reason":
 			f.Reason = value
 		case "state":
@@ -223,7 +227,7 @@ func parseFilter(q url.Values) (LetterFilter, error) {
 		default:
 			return f, &Error{
 				Kind: KindInvalid, Reason: "unknown parameter " + strconv.Quote(key),
-				Solution: "there are sink, mapping, table, reason, state, older_than, newer_than, limit",
+				Solution: "there are sink, mapping, table, key, reason, state, older_than, newer_than, limit",
 			}
 		}
 		if err != nil {

@@ -67,7 +67,8 @@ type LetterFilter struct {
 	Sink, Mapping, Table string
 	Reason               string // part of it, in any case
 	State                LetterState
-	After, Before        time.Time // parked at or after, and before
+	After, Before        time.Time             // parked at or after, and before
+	Key                  func(key string) bool // reports whether a key is meant; nil means every key
 	Limit                int
 	Heads                bool // item and change are left out where they are so large that they are stored apart
 }
@@ -497,6 +498,7 @@ func (f *LetterFilter) matches(l *Letter) bool {
 	case f.Sink != "" && f.Sink != l.Sink,
 		f.Mapping != "" && f.Mapping != l.Mapping,
 		f.Table != "" && f.Table != l.Table,
+		f.Key != nil && !f.Key(l.Key),
 		f.State != "" && f.State != l.State,
 		f.Reason != "" && !strings.Contains(strings.ToLower(l.Reason), strings.ToLower(f.Reason)),
 		!f.After.IsZero() && l.At.Before(f.After),

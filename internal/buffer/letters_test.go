@@ -109,6 +109,8 @@ func TestLetterFilter(t *testing.T) {
 		{LetterFilter{Mapping: "fans"}, "2"},
 		{LetterFilter{Table: "public.users", State: LetterOpen}, "1"},
 		{LetterFilter{Reason: "cpf"}, "2"},
+		{LetterFilter{Key: func(key string) bool { return key == "3" }}, "3"},
+		{LetterFilter{Sink: "fans", Key: func(key string) bool { return key == "3" }}, ""},
 		{LetterFilter{Before: year}, "1"},
 		{LetterFilter{After: year}, "2 3"},
 	} {
@@ -118,7 +120,8 @@ func TestLetterFilter(t *testing.T) {
 		}
 		slices.Sort(keys)
 		if got := strings.Join(keys, " "); got != test.want {
-			t.Errorf("%+v gives %q, want %q", test.filter, got, test.want)
+			t.Errorf("sink %q, mapping %q, table %q, state %q, reason %q: got letters %q, want %q", test.filter.Sink, test.filter.Mapping,
+				test.filter.Table, test.filter.State, test.filter.Reason, got, test.want)
 		}
 	}
 	if got := lettersOf(t, b, LetterFilter{Limit: 2}); len(got) != 2 {
