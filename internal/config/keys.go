@@ -82,7 +82,7 @@ func (s *Source) keys() []key {
 			{
 				name: "manage", value: boolean(&s.Manage), fallback: "true",
 				doc: "Make publication and slot when they are missing, and keep the publication's tables in step with the mappings. " +
-					"With `false` they are only verified; `cdcsync setup` prints the SQL.",
+					"With `false` they are only verified; the error shows the SQL that is missing.",
 			},
 		},
 	)
