@@ -86,7 +86,7 @@ func (c *checker) token(a Admin) {
 	}
 	key := c.configured("admin.token")
 	switch {
-	case key != "" && token == "":
+	case key != "" && token == "" && !strings.Contains(c.places[place{c.config.File, key}].Value, ":-}"): // a default that is empty is meant
 		c.doubtful(c.config.File, key, "is empty, which is no token: whoever reaches the listener may use it", "write one, or leave the key out")
 	case token != "" && len(token) < shortest && !isLoopback(host):
 		c.doubtful(c.config.File, key, fmt.Sprintf("is shorter than %d characters, and others can reach %s", shortest, a.Listen), "openssl rand -hex 32")

@@ -38,6 +38,7 @@ func TestExposure(t *testing.T) {
 		{"NATS with a CA", "source: {url: postgres://localhost/a}\nbuffer: {nats: {url: nats://nats.example.com, ca_file: ca.pem}}", ""},
 
 		{"empty variable", "source: {url: postgres://localhost/a}\nadmin: {token: '${NOTHING}'}", "is empty"},
+		{"token that is optional", "source: {url: postgres://localhost/a}\nadmin: {token: '${NOTHING:-}'}", ""},
 		{"short token on a public address", "source: {url: postgres://localhost/a}\nadmin: {listen: '0.0.0.0:8484', token: '${SHORT}'}", "admin.token: is shorter than 16 characters"},
 		{"short token on a loopback address", "source: {url: postgres://localhost/a}\nadmin: {token: '${SHORT}'}", ""},
 		{"long token on a public address", "source: {url: postgres://localhost/a}\nadmin: {listen: ':8484', token: '${LONG}'}", ""},

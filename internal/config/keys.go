@@ -105,9 +105,9 @@ func (b *Buffer) keys() []key {
 		},
 		{
 			name: "max_row", value: size(&b.MaxRow, "64KiB"),
-			fallback: "16MiB", // four times this fits beside the daemon's own memory into a container of 256 MiB
+			fallback: "16MiB", // six times this fits beside the daemon's own memory into a container of 256 MiB
 			doc: "Largest row that is carried, at most 64MiB, and largest item that is made of one. A larger one becomes a dead letter that names its table " +
-				"and key, and costs no memory. Handling a large row takes up to three times its size, up to four times in a backfill and as a dead letter.",
+				"and key, and costs no memory. Handling a large row takes three to five times its size, up to six times in a backfill and as a dead letter.",
 		},
 		{
 			name: "ack", value: enum(&b.Ack, AckStored, AckDelivered), fallback: string(AckStored),

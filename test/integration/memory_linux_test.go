@@ -65,8 +65,9 @@ func (d *daemon) peak(t *testing.T, step func()) int {
 	return d.resident(t, "VmHWM")
 }
 
-// One row takes a few times its size at most, whatever becomes of it, and a small container lives on. Measured are 2.7 times for a row that
-// is delivered, 3.5 for one that becomes a dead letter and 3.7 in a backfill of both; the bounds leave room for what the collector leaves.
+// One row takes a few times its size at most, whatever becomes of it, and a small container lives on. How much is
+// left to the collector depends on the machine: measured are 2.7 and 4.2 times for a row that is delivered, 3.5 and 5.4 for one that becomes
+// a dead letter, 3.7 and 6.0 in a backfill of both. The bounds are somewhat above the higher ones; without a bound in the code it is 20 and more.
 func TestMemoryOfOneRow(t *testing.T) {
 	const row = 15 << 20
 	s, v := newSource(t), newVendor(t, sandbox.Config{})
@@ -108,11 +109,11 @@ func TestMemoryOfOneRow(t *testing.T) {
 		times float64
 		run   func()
 	}{
-		{"plain", 3.5, func() { insert(1, plain); arrives(1) }},
-		{"escaped", 4.5, func() { insert(2, escaped); letter("column big", "larger than buffer.max_row") }},
-		{"huge", 2, func() { insert(3, huge); letter("id=3", "public.accounts", "larger than buffer.max_row") }},
-		{"after", 2, func() { insert(4, "'small'"); arrives(4) }},
-		{"backfill", 4.8, func() {
+		{"plain", 4.8, func() { insert(1, plain); arrives(1) }},
+		{"escaped", 6.2, func() { insert(2, escaped); letter("column big", "larger than buffer.max_row") }},
+		{"huge", 3.2, func() { insert(3, huge); letter("id=3", "public.accounts", "larger than buffer.max_row") }},
+		{"after", 3.2, func() { insert(4, "'small'"); arrives(4) }},
+		{"backfill", 7, func() {
 			if out, err := d.command("backfill", "start", "--table", "public.accounts"); err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
