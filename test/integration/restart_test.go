@@ -101,8 +101,8 @@ func TestKnownObjectsAreNotEnqueuedAgain(t *testing.T) {
 	if want := users + 301*kills; len(seen) != want {
 		t.Errorf("%d users of %d", len(seen), want)
 	}
-	// Beside what is in flight, a few answers wait for the disk.
-	if twice > 3*lanes*kills {
+	// Beside what is in flight, a few answers wait for the disk, the more the slower it is.
+	if twice > 5*lanes*kills {
 		t.Errorf("%d objects are there twice after %d kills", twice, kills)
 	}
 	t.Logf("%d objects came twice after %d kills", twice, kills)
